@@ -1,0 +1,14 @@
+// Every family adds its operators to the module, each with its schema for torch's dispatcher.
+#pragma once
+#include <nanobind/nanobind.h>
+
+namespace morlfast::bindings {
+
+namespace nb = nanobind;
+
+void define_advantages(nb::module_& module, nb::dict& schemas);
+void define_hypervolume(nb::module_& module, nb::dict& schemas);
+void define_pareto(nb::module_& module, nb::dict& schemas);
+void define_tokens(nb::module_& module, nb::dict& schemas);
+
+}  // namespace morlfast::bindings

@@ -1,0 +1,54 @@
+#include "morlfast/tokens.hpp"
+
+#include "matrix.hpp"
+#include "operators.hpp"
+
+namespace morlfast::bindings {
+namespace {
+
+using namespace nb::literals;
+
+enum Scope { kBatch = 0, kGroup = 1, kSequence = 2 };
+
+Result keep_mask(const Tensor& advantages, const Tensor& entropies, const Tensor& mask, double ratio, int scope,
+                 int64_t group_size, const std::optional<Tensor>& group_ids) {
+  if (entropies.dims() != 2)
+    throw nb::value_error(("entropies: expected shape (N, T), got " + entropies.shape()).c_str());
+  const int64_t rows = entropies.size(0), columns = entropies.size(1);
+  const auto is_whole = [&](const Tensor& t) {
+    return t.dims() == 2 && t.size(0) == rows && t.size(1) == columns;
+  };
+  if (!is_whole(advantages) && (advantages.dims() != 1 || advantages.size(0) != rows))
+    throw nb::value_error(("advantages: expected (N,) or (N, T) with (N, T) = " + entropies.shape() + ", got " +
+                           advantages.shape()).c_str());
+  if (!is_whole(mask))
+    throw nb::value_error(("mask: expected (N, T) = " + entropies.shape() + ", got " + mask.shape()).c_str());
+  if (!(ratio >= 0 && ratio <= 1))
+    throw nb::value_error(("ratio: expected 0 <= ratio <= 1, got " + std::to_string(ratio)).c_str());
+  const MatrixView advantage = matrix_view(advantages, "advantages", true);
+  const MatrixView entropy = matrix_view(entropies, "entropies", true);
+  const MatrixView valid = matrix_view(mask, "mask", false);
+  Result result(entropies, {rows, columns}, DLDataType{kDLBool, 8, 1});
+  bool* keep = result.data<bool>();
+  nb::gil_scoped_release release;
+  if (rows == 0) return result;
+  if (scope != kBatch && scope != kGroup && scope != kSequence)
+    throw nb::value_error("scope: expected 0, 1 or 2");
+  const Groups groups = scope == kBatch      ? Groups::contiguous(rows, rows)
+                        : scope == kSequence ? Groups::contiguous(rows, 1)
+                                             : groups_of(group_ids, group_size, rows);
+  select_tokens(advantage, entropy, valid, columns, ratio, groups, keep);
+  return result;
+}
+
+}  // namespace
+
+void define_tokens(nb::module_& module, nb::dict& schemas) {
+  schemas["select_tokens"] =
+      "(Tensor advantages, Tensor entropies, Tensor mask, float ratio, int scope, int group_size, Tensor? group_ids) "
+      "-> Tensor";
+  module.def("select_tokens", &keep_mask, "advantages"_a, "entropies"_a, "mask"_a, "ratio"_a, "scope"_a,
+             "group_size"_a, "group_ids"_a.none());
+}
+
+}  // namespace morlfast::bindings

@@ -1,0 +1,236 @@
+#include "morlfast/advantages.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "parallel.hpp"
+
+namespace morlfast {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+/// Mean and deviation of scored (not NaN) values; two passes about the first of them, so equal values give exactly 0.
+struct Moments {
+  double pivot = 0, sum = 0, squares = 0;
+  int64_t count = 0;
+
+  void add(double value) {
+    if (count++ == 0) pivot = value;
+    sum += value - pivot;
+  }
+  double mean() const { return pivot + centre(); }
+  /// Mean minus pivot: subtract both from a value to centre it without rounding the mean first.
+  double centre() const { return count > 0 ? sum / static_cast<double>(count) : 0; }
+  double centred(double value) const { return (value - pivot) - centre(); }
+  /// Second pass, over the same values.
+  void add_square(double value) { squares += centred(value) * centred(value); }
+  double deviation(double ddof) const {
+    const double freedom = static_cast<double>(count) - ddof;
+    return freedom > 0 ? std::sqrt(squares / freedom) : 0;
+  }
+  bool finite() const { return std::isfinite(pivot) && std::isfinite(sum); }
+};
+
+double divide(double centred, double divisor) { return divisor == 0 ? 0 : centred / divisor; }
+
+constexpr int64_t kChunk = 4096;
+
+/// Moments of value(i) over the i in 0..n-1 with is_scored(i), in chunks of a fixed size so that threads do not change
+/// the sum.
+template <class IsScored, class Value>
+Moments batch_moments(int64_t n, bool parallel, const IsScored& is_scored, const Value& value) {
+  Moments all;
+  for (int64_t i = 0; i < n; ++i) {
+    if (is_scored(i)) {
+      all.pivot = value(i);
+      break;
+    }
+  }
+  const int64_t chunks = (n + kChunk - 1) / kChunk;
+  std::vector<Moments> parts(chunks);
+  const auto each_value = [&](int64_t c, const auto& visit) {
+    for (int64_t i = c * kChunk; i < std::min(n, (c + 1) * kChunk); ++i)
+      if (is_scored(i)) visit(value(i));
+  };
+  parallel_for(chunks, parallel, [&](int64_t c) {
+    each_value(c, [&](double x) { parts[c].sum += x - all.pivot, ++parts[c].count; });
+  });
+  for (const Moments& part : parts) all.sum += part.sum, all.count += part.count;
+  parallel_for(chunks, parallel, [&](int64_t c) {
+    each_value(c, [&](double x) {
+      const double d = all.centred(x);
+      parts[c].squares += d * d;
+    });
+  });
+  for (const Moments& part : parts) all.squares += part.squares;
+  return all;
+}
+
+struct Problem {
+  int64_t n, m;
+  const Groups& groups;
+  AdvantageMethod method;
+  AdvantageScale scale;
+  double eps, ddof;
+  bool parallel;
+};
+
+/// (n, m) rewards or weights as doubles.
+template <class T>
+struct Matrix {
+  const T* data;
+  int64_t row_stride, column_stride;
+
+  double operator()(int64_t i, int64_t k) const {
+    return data ? static_cast<double>(data[i * row_stride + k * column_stride]) : 1.0;
+  }
+};
+
+/// scores[i] = sum_k w_ik r_ik over the scored objectives; scored[i]: there is one.
+template <class R, class W>
+void weighted_sums(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, double* scores,
+                   char* scored) {
+  parallel_for((p.n + kChunk - 1) / kChunk, p.parallel, [&](int64_t c) {
+    for (int64_t i = c * kChunk; i < std::min(p.n, (c + 1) * kChunk); ++i) {
+      scores[i] = 0;
+      for (int64_t k = 0; k < p.m; ++k) {
+        const double r = rewards(i, k);
+        if (std::isnan(r)) continue;
+        scores[i] += weights(i, k) * r;
+        scored[i] = 1;
+      }
+    }
+  });
+}
+
+/// GRPO, Dr. GRPO and RLOO: centres each group of scores and divides; in place.
+void centre_groups(const Problem& p, double* scores, const char* scored) {
+  double batch_divisor = 1;
+  if (p.scale == AdvantageScale::batch)
+    batch_divisor = batch_moments(
+                        p.n, p.parallel, [&](int64_t i) { return scored[i] != 0; },
+                        [&](int64_t i) { return scores[i]; })
+                        .deviation(p.ddof) +
+                    p.eps;
+  parallel_for(p.groups.count(), p.parallel, [&](int64_t g) {
+    const int64_t begin = p.groups.begin(g), end = p.groups.end(g);
+    const auto each_score = [&](const auto& visit) {
+      for (int64_t place = begin; place < end; ++place)
+        if (const int64_t i = p.groups.row(place); scored[i]) visit(scores[i]);
+    };
+    Moments moments;
+    each_score([&](double score) { moments.add(score); });
+    double divisor = batch_divisor;
+    if (p.scale == AdvantageScale::group) {
+      each_score([&](double score) { moments.add_square(score); });
+      divisor = moments.deviation(p.ddof) + p.eps;
+    }
+    const double n = static_cast<double>(moments.count);
+    const double leave_one_out = p.method == AdvantageMethod::rloo && n > 1 ? n / (n - 1) : 1;
+    each_score([&](double& score) {
+      score = moments.finite() ? divide(leave_one_out * moments.centred(score), divisor) : kNan;
+    });
+  });
+}
+
+/// GDPO before its whitening: scores[i] = sum_k w_ik (r_ik - mean_g r_k) / (sigma_k + eps).
+template <class R, class W>
+void decoupled_scores(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, double* scores,
+                      char* scored) {
+  std::vector<double> batch_divisors(p.m, 1);
+  if (p.scale == AdvantageScale::batch)
+    for (int64_t k = 0; k < p.m; ++k)
+      batch_divisors[k] = batch_moments(
+                              p.n, p.parallel, [&](int64_t i) { return !std::isnan(rewards(i, k)); },
+                              [&](int64_t i) { return rewards(i, k); })
+                              .deviation(p.ddof) +
+                          p.eps;
+  parallel_for(p.groups.count(), p.parallel, [&](int64_t g) {
+    static thread_local std::vector<Moments> moments;
+    static thread_local std::vector<double> divisors;
+    moments.assign(p.m, {});
+    divisors = batch_divisors;
+    const int64_t begin = p.groups.begin(g), end = p.groups.end(g);
+    for (int64_t place = begin; place < end; ++place)
+      for (int64_t k = 0; k < p.m; ++k)
+        if (const double r = rewards(p.groups.row(place), k); !std::isnan(r)) moments[k].add(r);
+    if (p.scale == AdvantageScale::group) {
+      for (int64_t place = begin; place < end; ++place)
+        for (int64_t k = 0; k < p.m; ++k)
+          if (const double r = rewards(p.groups.row(place), k); !std::isnan(r)) moments[k].add_square(r);
+      for (int64_t k = 0; k < p.m; ++k) divisors[k] = moments[k].deviation(p.ddof) + p.eps;
+    }
+    for (int64_t place = begin; place < end; ++place) {
+      const int64_t i = p.groups.row(place);
+      double sum = 0;
+      for (int64_t k = 0; k < p.m; ++k) {
+        const double r = rewards(i, k);
+        if (std::isnan(r)) continue;
+        scored[i] = 1;
+        sum += weights(i, k) * (moments[k].finite() ? divide(moments[k].centred(r), divisors[k]) : kNan);
+      }
+      scores[i] = sum;
+    }
+  });
+}
+
+/// (s - mean) / (std + eps) over the scored rollouts of the batch; NaN or infinity among them makes all of them NaN.
+void whiten_batch(const Problem& p, double* scores, const char* scored) {
+  const Moments moments = batch_moments(
+      p.n, p.parallel, [&](int64_t i) { return scored[i] != 0; }, [&](int64_t i) { return scores[i]; });
+  const double divisor = moments.deviation(p.ddof) + p.eps;
+  for (int64_t i = 0; i < p.n; ++i)
+    if (scored[i]) scores[i] = moments.finite() ? divide(moments.centred(scores[i]), divisor) : kNan;
+}
+
+template <class R, class W>
+void run(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, R* advantages) {
+  static thread_local std::vector<double> scores;
+  static thread_local std::vector<char> scored;
+  scores.resize(p.n);
+  scored.assign(p.n, 0);
+  if (p.method == AdvantageMethod::gdpo) {
+    decoupled_scores(p, rewards, weights, scores.data(), scored.data());
+    whiten_batch(p, scores.data(), scored.data());
+  } else {
+    weighted_sums(p, rewards, weights, scores.data(), scored.data());
+    centre_groups(p, scores.data(), scored.data());
+  }
+  for (int64_t i = 0; i < p.n; ++i) {
+    const double advantage = scored[i] ? scores[i] : 0;
+    if constexpr (std::is_same_v<R, double>)
+      advantages[i] = advantage;
+    else
+      advantages[i] = static_cast<R>(static_cast<float>(advantage));
+  }
+}
+
+template <class F>
+void with_float(Dtype dtype, const F& f) {
+  with_dtype(dtype, [&](auto zero) {
+    if constexpr (!std::is_integral_v<decltype(zero)>) f(zero);
+  });
+}
+
+}  // namespace
+
+void group_advantages(const MatrixView& rewards, const MatrixView& weights, int64_t m, const Groups& groups,
+                      AdvantageMethod method, AdvantageScale scale, double eps, double ddof,
+                      const VectorOut& advantages) {
+  const Problem p{groups.rows(), m, groups, method, scale, eps, ddof, groups.rows() * m >= 32768};
+  with_float(rewards.dtype, [&](auto r) {
+    using R = decltype(r);
+    const Matrix<R> reward{static_cast<const R*>(rewards.data), rewards.row_stride, rewards.column_stride};
+    R* out = static_cast<R*>(advantages.data);
+    with_float(weights.dtype, [&](auto w) {
+      using W = decltype(w);
+      run(p, reward, Matrix<W>{static_cast<const W*>(weights.data), weights.row_stride, weights.column_stride}, out);
+    });
+  });
+}
+
+}  // namespace morlfast

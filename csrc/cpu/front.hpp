@@ -1,0 +1,43 @@
+// Reads one front of a PointsView as doubles, minimized.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "morlfast/points.hpp"
+
+namespace morlfast {
+
+/// Copies `rows` points of front `b` to `out` (rows, m), negated when maximizing; -0.0 becomes 0.0.
+template <class T>
+void load_front(const PointsView<T>& points, int64_t b, int64_t rows, bool maximize, double* out) {
+  const T* front = points.front(b);
+  const double sign = maximize ? -1.0 : 1.0;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t k = 0; k < points.m; ++k)
+      *out++ = sign * static_cast<double>(front[i * points.row_stride + k * points.column_stride]) + 0.0;
+}
+
+/// First row with a NaN, or -1.
+inline int64_t first_nan_row(const double* rows, int64_t n, int64_t m) {
+  for (int64_t i = 0; i < n * m; ++i)
+    if (std::isnan(rows[i])) return i / m;
+  return -1;
+}
+
+[[noreturn]] inline void throw_nan(const BatchLayout& layout, int64_t b, int64_t row) {
+  std::string where = "row " + std::to_string(row);
+  if (layout.dims > 0) {
+    std::string index;
+    for (int d = layout.dims - 1; d >= 0; --d) {
+      index = std::to_string(b % layout.sizes[d]) + (index.empty() ? "" : ", ") + index;
+      b /= layout.sizes[d];
+    }
+    where += " of batch index (" + index + ")";
+  }
+  throw std::invalid_argument("points: expected no NaN, got NaN in " + where +
+                              "; pass nan=\"worst\" to rank such rows last");
+}
+
+}  // namespace morlfast

@@ -1,0 +1,222 @@
+#include "morlfast/pareto.hpp"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "front.hpp"
+#include "parallel.hpp"
+#include "simd.hpp"
+
+namespace morlfast {
+namespace {
+
+/// Ranks points (n, m) that lie in lexicographic order without duplicates: a dominator always stands before whom it
+/// dominates, so one pass suffices and rank = number of leading fronts with a dominator.
+using SortedRanks = std::vector<int32_t>;
+
+// m = 2: front k's latest point has its smallest second objective, and these grow with k.
+void rank_sorted_2(const double* z, int64_t n, SortedRanks& ranks) {
+  static thread_local std::vector<double> latest;
+  latest.clear();
+  for (int64_t i = 0; i < n; ++i) {
+    const double y = z[2 * i + 1];
+    const auto front = std::upper_bound(latest.begin(), latest.end(), y) - latest.begin();
+    if (front == static_cast<int64_t>(latest.size()))
+      latest.push_back(y);
+    else
+      latest[front] = y;
+    ranks[i] = static_cast<int32_t>(front);
+  }
+}
+
+/// Non-dominated (a, b) of one front's members in the last two of three objectives: a ascending, b descending.
+struct Staircase {
+  std::vector<double> a, b;
+
+  bool dominates(double y, double z) const {
+    const auto k = std::upper_bound(a.begin(), a.end(), y) - a.begin();
+    return k > 0 && b[k - 1] <= z;
+  }
+
+  void add(double y, double z) {
+    const auto first = std::lower_bound(a.begin(), a.end(), y) - a.begin();
+    auto last = first;
+    while (last < static_cast<int64_t>(a.size()) && b[last] >= z) ++last;
+    if (first == last) {
+      a.insert(a.begin() + first, y);
+      b.insert(b.begin() + first, z);
+    } else {
+      a[first] = y;
+      b[first] = z;
+      a.erase(a.begin() + first + 1, a.begin() + last);
+      b.erase(b.begin() + first + 1, b.begin() + last);
+    }
+  }
+};
+
+// m = 3: binary search over the fronts, binary search in a front's staircase.
+void rank_sorted_3(const double* z, int64_t n, SortedRanks& ranks) {
+  std::vector<Staircase> fronts;
+  for (int64_t i = 0; i < n; ++i) {
+    const double a = z[3 * i + 1], b = z[3 * i + 2];
+    const auto front = std::partition_point(fronts.begin(), fronts.end(),
+                                            [&](const Staircase& s) { return s.dominates(a, b); }) -
+                       fronts.begin();
+    if (front == static_cast<int64_t>(fronts.size())) fronts.emplace_back();
+    fronts[front].add(a, b);
+    ranks[i] = static_cast<int32_t>(front);
+  }
+}
+
+/// Members of one front as point indices. Those of a large front are bits as well, so that one AND finds a dominator.
+struct Members {
+  std::vector<int32_t> list;
+  std::vector<uint64_t> bits;
+
+  void add(int32_t i, int64_t words) {
+    list.push_back(i);
+    if (!bits.empty()) {
+      bits[i / 64] |= uint64_t{1} << (i % 64);
+    } else if (static_cast<int64_t>(list.size()) > words / 4) {
+      // At most 4 * 64 fronts of n points can be this large: O(n) memory, however many fronts there are.
+      bits.assign(words, 0);
+      for (int32_t member : list) bits[member / 64] |= uint64_t{1} << (member % 64);
+    }
+  }
+
+  bool meets(const uint64_t* dominators, int64_t words) const {
+    if (!bits.empty()) return simd().any_common_bit(dominators, bits.data(), words);
+    return std::any_of(list.begin(), list.end(),
+                       [&](int32_t i) { return i / 64 < words && dominators[i / 64] >> (i % 64) & 1; });
+  }
+};
+
+// m >= 4: the dominators of each point of a block as a bitset, the AND over the objectives of "not worse there".
+void rank_sorted_many(const double* z, int64_t n, int64_t m, SortedRanks& ranks) {
+  const int64_t words = (n + 63) / 64;
+  // Rows of the block's bitsets stay within half a megabyte, a second-level cache.
+  const int64_t block = std::clamp<int64_t>((1 << 16) / words, 64, 1024);
+  std::vector<uint64_t> dominators(std::min(block, n) * words), not_worse(words);
+  // order[j]: points by objective j; position[j][i]: how many points are not worse than i there.
+  std::vector<std::vector<int32_t>> order(m), position(m);
+  for (int64_t j = 1; j < m; ++j) {
+    std::vector<std::pair<double, int32_t>> keyed(n);
+    for (int64_t i = 0; i < n; ++i) keyed[i] = {z[i * m + j], static_cast<int32_t>(i)};
+    std::sort(keyed.begin(), keyed.end());
+    order[j].resize(n);
+    position[j].resize(n);
+    for (int64_t i = 0; i < n; ++i) order[j][i] = keyed[i].second;
+    for (int64_t i = n - 1; i >= 0; --i)
+      position[j][order[j][i]] = i + 1 < n && keyed[i].first == keyed[i + 1].first
+                                     ? position[j][order[j][i + 1]]
+                                     : static_cast<int32_t>(i + 1);
+  }
+  std::vector<Members> fronts;
+  std::vector<std::pair<int32_t, int32_t>> by_position;
+  for (int64_t start = 0; start < n; start += block) {
+    const int64_t end = std::min(n, start + block);
+    for (int64_t j = 1; j < m; ++j) {
+      by_position.clear();
+      for (int64_t i = start; i < end; ++i) by_position.emplace_back(position[j][i], static_cast<int32_t>(i));
+      std::sort(by_position.begin(), by_position.end());
+      std::fill(not_worse.begin(), not_worse.end(), 0);
+      int32_t seen = 0;
+      for (const auto& [count, i] : by_position) {
+        for (; seen < count; ++seen) {
+          const int32_t other = order[j][seen];
+          not_worse[other / 64] |= uint64_t{1} << (other % 64);
+        }
+        uint64_t* row = &dominators[(i - start) * words];
+        const int64_t used = i / 64 + 1;
+        if (j == 1)
+          std::copy(not_worse.begin(), not_worse.begin() + used, row);
+        else
+          simd().and_words(row, not_worse.data(), used);
+      }
+    }
+    for (int64_t i = start; i < end; ++i) {
+      uint64_t* row = &dominators[(i - start) * words];
+      const int64_t used = i / 64 + 1;
+      row[used - 1] &= (uint64_t{1} << (i % 64)) - 1;  // only points before i
+      const auto front = std::partition_point(fronts.begin(), fronts.end(),
+                                              [&](const Members& f) { return f.meets(row, used); }) -
+                         fronts.begin();
+      if (front == static_cast<int64_t>(fronts.size())) fronts.emplace_back();
+      fronts[front].add(static_cast<int32_t>(i), words);
+      ranks[i] = static_cast<int32_t>(front);
+    }
+  }
+}
+
+/// Ranks one front of `n` rows (minimized).
+void rank_front(const double* rows, int64_t n, int64_t m, int32_t* ranks) {
+  static thread_local std::vector<std::pair<double, int32_t>> order;
+  static thread_local std::vector<double> sorted;
+  static thread_local std::vector<int32_t> unique_of;
+  static thread_local SortedRanks unique_ranks;
+  order.clear();
+  for (int64_t i = 0; i < n; ++i)
+    if (first_nan_row(rows + i * m, 1, m) < 0) order.emplace_back(rows[i * m], static_cast<int32_t>(i));
+  std::sort(order.begin(), order.end(), [&](const auto& p, const auto& q) {
+    if (p.first != q.first) return p.first < q.first;
+    const double *x = rows + p.second * m, *y = rows + q.second * m;
+    for (int64_t k = 1; k < m; ++k)
+      if (x[k] != y[k]) return x[k] < y[k];
+    return false;
+  });
+  // Duplicates share their first copy's rank and dominate nothing that it does not.
+  sorted.clear();
+  unique_of.resize(order.size());
+  int32_t count = 0;
+  for (size_t e = 0; e < order.size(); ++e) {
+    const double* z = rows + order[e].second * m;
+    if (count == 0 || !std::equal(z, z + m, &sorted[(count - 1) * m])) {
+      sorted.insert(sorted.end(), z, z + m);
+      ++count;
+    }
+    unique_of[e] = count - 1;
+  }
+  unique_ranks.resize(count);
+  if (m == 1)
+    std::iota(unique_ranks.begin(), unique_ranks.end(), 0);
+  else if (m == 2)
+    rank_sorted_2(sorted.data(), count, unique_ranks);
+  else if (m == 3)
+    rank_sorted_3(sorted.data(), count, unique_ranks);
+  else
+    rank_sorted_many(sorted.data(), count, m, unique_ranks);
+  const int32_t last = count == 0 ? 0 : 1 + *std::max_element(unique_ranks.begin(), unique_ranks.end());
+  if (static_cast<int64_t>(order.size()) < n) std::fill(ranks, ranks + n, last);
+  for (size_t e = 0; e < order.size(); ++e) ranks[order[e].second] = unique_ranks[unique_of[e]];
+}
+
+constexpr int64_t kParallelPoints = 4096;
+
+}  // namespace
+
+template <class T>
+void non_dominated_sort(const PointsView<T>& points, bool maximize, NanPolicy nan, int32_t* ranks) {
+  const int64_t n = points.n, m = points.m;
+  if (m < 1) throw std::invalid_argument("points: expected at least 1 objective, got " + std::to_string(m));
+  if (n > std::numeric_limits<int32_t>::max())
+    throw std::invalid_argument("points: expected fewer than 2^31 points a front, got " + std::to_string(n));
+  parallel_for(points.batch, points.batch * n >= kParallelPoints, [&](int64_t b) {
+    static thread_local std::vector<double> rows;
+    rows.resize(n * m);
+    load_front(points, b, n, maximize, rows.data());
+    if (nan == NanPolicy::raise) {
+      const int64_t row = first_nan_row(rows.data(), n, m);
+      if (row >= 0) throw_nan(points.layout, b, row);
+    }
+    rank_front(rows.data(), n, m, ranks + b * n);
+  });
+}
+
+template void non_dominated_sort<float>(const PointsView<float>&, bool, NanPolicy, int32_t*);
+template void non_dominated_sort<double>(const PointsView<double>&, bool, NanPolicy, int32_t*);
+
+}  // namespace morlfast

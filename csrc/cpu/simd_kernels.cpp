@@ -1,0 +1,35 @@
+// Compiled once for each SIMD level. Nothing here may be shared with other objects: no library templates, no inline
+// functions, or the linker could hand a wide version to a narrow processor.
+#include "simd.hpp"
+
+#define MORLFAST_JOIN_(a, b) a##b
+#define MORLFAST_JOIN(a, b) MORLFAST_JOIN_(a, b)
+#define MORLFAST_STRING_(a) #a
+#define MORLFAST_STRING(a) MORLFAST_STRING_(a)
+
+namespace morlfast {
+namespace {
+
+void and_words(uint64_t* __restrict target, const uint64_t* __restrict source, int64_t words) {
+  for (int64_t i = 0; i < words; ++i) target[i] &= source[i];
+}
+
+bool any_common_bit(const uint64_t* __restrict a, const uint64_t* __restrict b, int64_t words) {
+  int64_t i = 0;
+  for (; i + 16 <= words; i += 16) {
+    uint64_t common = 0;
+    for (int64_t j = 0; j < 16; ++j) common |= a[i + j] & b[i + j];
+    if (common) return true;
+  }
+  uint64_t common = 0;
+  for (; i < words; ++i) common |= a[i] & b[i];
+  return common != 0;
+}
+
+}  // namespace
+
+extern const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL);
+const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {MORLFAST_STRING(MORLFAST_SIMD_LEVEL), and_words,
+                                                            any_common_bit};
+
+}  // namespace morlfast

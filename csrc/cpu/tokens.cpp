@@ -1,0 +1,193 @@
+#include "morlfast/tokens.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+#include "parallel.hpp"
+
+namespace morlfast {
+namespace {
+
+constexpr int64_t kPiece = 4096;  // tokens whose keys are in the cache at a time
+
+/// Unsigned key with the order of the score; 0 is left for tokens that are not valid.
+inline uint32_t ordered(float score) {
+  const uint32_t u = std::bit_cast<uint32_t>(score + 0.0f);  // -0.0 ranks with 0.0
+  return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+inline uint64_t ordered(double score) {
+  const uint64_t u = std::bit_cast<uint64_t>(score + 0.0);
+  return u & 0x8000000000000000u ? ~u : u | 0x8000000000000000u;
+}
+
+/// Reads `count` elements of row `row` from `column` on.
+template <class T>
+void read(const MatrixView& view, int64_t row, int64_t column, int64_t count, T* out) {
+  with_dtype(view.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    const S* source = static_cast<const S*>(view.data) + row * view.row_stride + column * view.column_stride;
+    if (view.column_stride == 1)  // a copy of its own: the compiler makes vectors of it
+      for (int64_t j = 0; j < count; ++j) out[j] = static_cast<T>(source[j]);
+    else
+      for (int64_t j = 0; j < count; ++j) out[j] = static_cast<T>(source[j * view.column_stride]);
+  });
+}
+
+void read_mask(const MatrixView& view, int64_t row, int64_t column, int64_t count, uint8_t* out) {
+  with_dtype(view.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    const S* source = static_cast<const S*>(view.data) + row * view.row_stride + column * view.column_stride;
+    for (int64_t j = 0; j < count; ++j) {
+      const S value = source[j * view.column_stride];
+      if constexpr (std::is_same_v<S, bfloat16> || std::is_same_v<S, float16>)
+        out[j] = (value.bits & 0x7fff) != 0;
+      else
+        out[j] = value != 0;
+    }
+  });
+}
+
+/// The tokens of one group of rows, cut into pieces that each lie in one row.
+template <class Score>
+class Scope {
+ public:
+  using Key = decltype(ordered(Score{}));
+
+  Scope(const MatrixView& advantages, const MatrixView& entropies, const MatrixView& mask, int64_t columns,
+        const Groups& groups, int64_t group)
+      : advantages_(advantages),
+        entropies_(entropies),
+        mask_(mask),
+        columns_(columns),
+        pieces_a_row_((columns + kPiece - 1) / kPiece),
+        groups_(groups),
+        group_(group) {}
+
+  int64_t pieces() const { return (groups_.end(group_) - groups_.begin(group_)) * pieces_a_row_; }
+
+  /// Keys of piece p; returns its flat position (row * columns + column) and sets count.
+  int64_t keys(int64_t p, Key* out, int64_t& count) const {
+    const int64_t row = groups_.row(groups_.begin(group_) + p / pieces_a_row_);
+    const int64_t column = p % pieces_a_row_ * kPiece;
+    count = std::min(kPiece, columns_ - column);
+    Score advantage[kPiece], entropy[kPiece];
+    uint8_t valid[kPiece];
+    read(entropies_, row, column, count, entropy);
+    read_mask(mask_, row, column, count, valid);
+    if (advantages_.column_stride == 0) {
+      read(advantages_, row, column, 1, advantage);
+      std::fill(advantage + 1, advantage + count, advantage[0]);
+    } else {
+      read(advantages_, row, column, count, advantage);
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      const Score score = std::fabs(advantage[j]) * entropy[j];
+      out[j] = valid[j] && score == score ? ordered(score) : Key{0};
+    }
+    return row * columns_ + column;
+  }
+
+ private:
+  const MatrixView &advantages_, &entropies_, &mask_;
+  int64_t columns_, pieces_a_row_;
+  const Groups& groups_;
+  int64_t group_;
+};
+
+constexpr int kDigitBits = 11;
+constexpr int64_t kBins = int64_t{1} << kDigitBits;
+
+/// Writes keep for one group of rows. Pieces are dealt to `parts` fixed runs, each with a histogram of its own.
+template <class Score>
+void select_in_scope(const Scope<Score>& scope, double ratio, bool parallel, bool* keep) {
+  using Key = typename Scope<Score>::Key;
+  constexpr int kKeyBits = 8 * sizeof(Key);
+  const int64_t pieces = scope.pieces();
+  const int64_t parts = parallel ? std::min<int64_t>(pieces, 64) : 1;
+  const auto each_piece = [&](const auto& visit) {
+    parallel_for(parts, parallel, [&](int64_t part) {
+      Key keys[kPiece];
+      int64_t count = 0;
+      for (int64_t p = pieces * part / parts; p < pieces * (part + 1) / parts; ++p) {
+        const int64_t flat = scope.keys(p, keys, count);
+        visit(part, keys, count, flat);
+      }
+    });
+  };
+
+  // Digit by digit from the top: the bin in which the k-th largest key lies. Key 0 (not valid) is never counted.
+  std::vector<int64_t> histograms(parts * kBins);
+  Key prefix = 0;
+  int64_t wanted = -1;  // how many of the keys that share the prefix are kept
+  for (int shift = kKeyBits; shift > 0;) {
+    const int width = std::min(kDigitBits, shift);
+    const int known = shift;  // bits from here up equal the prefix
+    shift -= width;
+    std::fill(histograms.begin(), histograms.end(), 0);
+    each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t) {
+      int64_t* histogram = &histograms[part * kBins];
+      const Key digit_mask = (Key{1} << width) - 1;
+      for (int64_t j = 0; j < count; ++j) {
+        const bool same = known == kKeyBits || ((keys[j] ^ prefix) >> (known % kKeyBits)) == 0;
+        if (keys[j] != 0 && same) ++histogram[keys[j] >> shift & digit_mask];
+      }
+    });
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t bin = 0; bin < kBins; ++bin) histograms[bin] += histograms[part * kBins + bin];
+    if (wanted < 0) {
+      int64_t valid = 0;
+      for (int64_t bin = 0; bin < kBins; ++bin) valid += histograms[bin];
+      // The factor takes back the rounding of ratio itself: 0.1 * 30 keeps 3, not 4.
+      wanted = std::min(valid, static_cast<int64_t>(std::ceil(ratio * static_cast<double>(valid) * (1 - 0x1p-50))));
+      if (wanted == 0) {
+        each_piece([&](int64_t, const Key*, int64_t count, int64_t flat) {
+          std::fill(keep + flat, keep + flat + count, false);
+        });
+        return;
+      }
+    }
+    int64_t bin = kBins - 1;
+    while (wanted > histograms[bin]) wanted -= histograms[bin--];
+    prefix |= static_cast<Key>(bin) << shift;
+  }
+
+  // `wanted` of the tokens with the threshold's own key are kept: the first ones.
+  std::vector<int64_t> equal_before(parts + 1);
+  each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t) {
+    equal_before[part + 1] += std::count(keys, keys + count, prefix);
+  });
+  for (int64_t part = 0; part < parts; ++part) equal_before[part + 1] += equal_before[part];
+  each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t flat) {
+    for (int64_t j = 0; j < count; ++j) {
+      const bool tie = keys[j] == prefix;
+      keep[flat + j] = keys[j] > prefix || (tie && equal_before[part] < wanted);
+      equal_before[part] += tie;
+    }
+  });
+}
+
+template <class Score>
+void select_all(const MatrixView& advantages, const MatrixView& entropies, const MatrixView& mask, int64_t columns,
+                double ratio, const Groups& groups, bool* keep) {
+  const bool large = groups.rows() * columns >= 32768;
+  const bool by_scope = groups.count() >= 4;  // enough scopes to keep the threads busy
+  parallel_for(groups.count(), large && by_scope, [&](int64_t group) {
+    select_in_scope(Scope<Score>(advantages, entropies, mask, columns, groups, group), ratio, large && !by_scope, keep);
+  });
+}
+
+}  // namespace
+
+void select_tokens(const MatrixView& advantages, const MatrixView& entropies, const MatrixView& mask, int64_t columns,
+                   double ratio, const Groups& groups, bool* keep) {
+  if (columns == 0) return;
+  if (advantages.dtype == Dtype::float64 || entropies.dtype == Dtype::float64)
+    select_all<double>(advantages, entropies, mask, columns, ratio, groups, keep);
+  else
+    select_all<float>(advantages, entropies, mask, columns, ratio, groups, keep);
+}
+
+}  // namespace morlfast

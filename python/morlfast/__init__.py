@@ -1,0 +1,28 @@
+"""Fast, exact kernels for multi-objective reinforcement learning over PyTorch tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["group_advantages", "hypervolume", "non_dominated_sort", "select_tokens"]
+
+# A build that cannot be loaded still answers `python -m morlfast env`; every other use says why it failed.
+_import_error: ImportError | None = None
+try:
+    import torch as torch  # first: the compiled module shares torch's OpenMP run-time
+
+    from morlfast.advantages import group_advantages
+    from morlfast.hypervolume import hypervolume
+    from morlfast.pareto import non_dominated_sort
+    from morlfast.tokens import select_tokens
+except ImportError as error:
+    _import_error = error
+
+    def __getattr__(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module 'morlfast' has no attribute {name!r}")
+        raise ImportError(
+            f"morlfast.{name} is not available, because morlfast could not be loaded: {_import_error}. "
+            "Run `python -m morlfast env` to see what is missing and what to do."
+        ) from _import_error

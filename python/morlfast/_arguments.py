@@ -1,0 +1,105 @@
+"""What several families say in the same words: points, NaN policy, objectives, groups of rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+NanPolicy = Literal["raise", "worst"]
+
+
+def as_points(points: Any, name: str = "points") -> Tensor:
+    """A float32 or float64 tensor (..., n, m); integers become float64."""
+    tensor = points if isinstance(points, Tensor) else torch.as_tensor(points)
+    dtype = tensor.dtype
+    if dtype is not torch.float64 and dtype is not torch.float32:
+        if dtype.is_floating_point or dtype.is_complex:
+            raise TypeError(f"{name}: expected float32, float64 or integers, got {dtype}")
+        tensor = tensor.to(torch.float64)
+    if tensor.dim() < 2:
+        raise ValueError(f"{name}: expected shape (..., n, m), got {tuple(tensor.shape)}")
+    return tensor
+
+
+def as_minimization(
+    points: Tensor, maximize: bool | Sequence[bool], *vectors: Tensor
+) -> tuple[bool, Tensor, tuple[Tensor, ...]]:
+    """One sense for all objectives: columns that differ from the first one's are negated, in `vectors` too."""
+    if maximize is True or maximize is False:
+        return maximize, points, vectors
+    senses = _objective_senses(maximize, points.shape[-1])
+    if all(senses) or not any(senses):
+        return senses[0], points, vectors
+    signs = torch.tensor([-1.0 if s else 1.0 for s in senses], dtype=points.dtype, device=points.device)
+    return False, points * signs, tuple(vector * signs.to(vector.dtype) for vector in vectors)
+
+
+def _objective_senses(maximize: Any, objectives: int) -> list[bool]:
+    values = maximize.tolist() if hasattr(maximize, "tolist") else maximize
+    if isinstance(values, bool):
+        return [values] * objectives
+    if not isinstance(values, (list, tuple)) or not all(isinstance(v, bool) for v in values):
+        raise TypeError(f"maximize: expected a bool or one bool for each objective, got {maximize!r}")
+    if len(values) != objectives:
+        raise ValueError(f"maximize: expected {objectives} values, one for each objective, got {len(values)}")
+    return list(values)
+
+
+def nan_raises(nan: NanPolicy | None, points: Tensor) -> bool:
+    """Whether a NaN is an error: by default on the CPU; a GPU must not synchronize to look."""
+    if nan is None:
+        return not points.is_cuda
+    if nan not in ("raise", "worst"):
+        raise ValueError(f'nan: expected "raise", "worst" or None, got {nan!r}')
+    if nan == "raise" and points.is_cuda:
+        rows = torch.isnan(points).any(-1).nonzero()
+        if len(rows) > 0:
+            *batch, row = rows[0].tolist()
+            where = f"row {row}" + (f" of batch index {tuple(batch)}" if batch else "")
+            raise ValueError(
+                f'points: expected no NaN, got NaN in {where}; pass nan="worst" to rank such rows last'
+            )
+        return False
+    return nan == "raise"
+
+
+def same_device(first: str, tensor: Tensor, second: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{second}: expected the device of {first}, {tensor.device}, got {other.device}; nothing is copied silently"
+        )
+
+
+def as_group_ids(group_ids: Any, rows: int, like_name: str, like: Tensor) -> Tensor:
+    """Integer ids, one a rollout, on the device of `like`."""
+    tensor = group_ids if isinstance(group_ids, Tensor) else torch.as_tensor(group_ids, device=like.device)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype is torch.bool:
+        raise TypeError(f"group_ids: expected integers, got {tensor.dtype}")
+    if tensor.dim() != 1 or tensor.shape[0] != rows:
+        raise ValueError(f"group_ids: expected shape ({rows},), one id a rollout, got {tuple(tensor.shape)}")
+    same_device(like_name, like, "group_ids", tensor)
+    return tensor if tensor.dtype in (torch.int32, torch.int64) else tensor.to(torch.int64)
+
+
+def check_group_size(group_size: Any, rows: int) -> int:
+    if not isinstance(group_size, int) or isinstance(group_size, bool):
+        if not isinstance(group_size, torch.SymInt):
+            raise TypeError(f"group_size: expected an int, got {group_size!r}")
+    if group_size < 1 or rows % group_size != 0:
+        raise ValueError(
+            f"group_size: expected a positive divisor of the {rows} rollouts, got {group_size}"
+        )
+    return group_size
+
+
+def as_floating(values: Any, name: str) -> Tensor:
+    """A floating-point tensor; integers and bools become float32."""
+    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+    if tensor.is_floating_point():
+        return tensor
+    if tensor.dtype.is_complex:
+        raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
+    return tensor.to(torch.float32)

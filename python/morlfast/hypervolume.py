@@ -1,0 +1,113 @@
+"""Exact hypervolume of fronts: batched, ragged, differentiable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from morlfast import _ops
+from morlfast._arguments import NanPolicy, as_minimization, as_points, nan_raises, same_device
+
+
+def hypervolume(
+    points: Any,
+    ref_point: Any,
+    *,
+    maximize: bool | Sequence[bool],
+    lengths: Any = None,
+    nan: NanPolicy | None = None,
+) -> Tensor:
+    r"""Volume that each front dominates, bounded by the reference point.
+
+    .. math:: HV(P, r) = \lambda\Big(\bigcup_{p \in P} \{z : p \preceq z \preceq r\}\Big)
+
+    Exact for one to three objectives, in O(n log n) a front on the CPU; on a GPU O(n log n) for one and two objectives
+    and O(n^2) work without synchronization for three. Everything is widened to float64 before anything is subtracted.
+
+    Args:
+        points: fronts, shape (..., n, m) with m in 1..3; float32 or float64 with any strides. Integers and other
+            array-likes become float64 tensors.
+        ref_point: scalar, (m,), or broadcastable to the batch shape + (m,).
+        maximize: whether objectives are maximized; a bool, or one for each objective.
+        lengths: integers of the batch shape; only the first ``lengths`` points of each front count.
+        nan: ``"raise"`` (default on the CPU) names the first row with a NaN; ``"worst"`` (default on CUDA, which must
+            not synchronize to look) lets such rows contribute nothing and a NaN in ``ref_point`` give NaN.
+
+    Returns:
+        Tensor of the batch shape (0-d for one front), with the dtype and device of ``points``.
+
+    A point counts when it is strictly better than the reference point in every objective; points on or beyond it,
+    dominated points and further copies of a point add nothing. An empty front has hypervolume 0. A counting point that
+    is infinitely good, or an infinitely bad reference value, gives ``inf``.
+
+    Differentiable once in ``points`` and ``ref_point``. Dominated points have gradient exactly 0. Where the volume has
+    a kink (equal values of objective k), the derivative along k goes to the point that comes first in the order
+    (objective k, the other objectives, row), so the lowest row of duplicates carries it all.
+
+    Raises:
+        TypeError: for a dtype that is neither float32, float64 nor an integer.
+        ValueError: for shapes that do not fit, NaN under ``"raise"``, lengths outside 0..n, and mixed devices.
+
+    Sources: Fonseca, Paquete and López-Ibáñez (2006) for the sweep in three objectives; Emmerich and Deutz (2014) for
+    the gradient.
+
+    >>> front = torch.tensor([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]])
+    >>> hypervolume(front, [4.0, 4.0], maximize=False)
+    tensor(6.)
+    >>> hypervolume(front.expand(5, 3, 2), 0.0, maximize=True).shape
+    torch.Size([5])
+    """
+    points = as_points(points)
+    if not isinstance(ref_point, Tensor):
+        ref_point = torch.as_tensor(ref_point, dtype=torch.float64, device=points.device)
+    elif ref_point.dtype is not torch.float64 and ref_point.dtype is not torch.float32:
+        ref_point = ref_point.to(torch.float64)
+    if ref_point.dim() == 0:
+        ref_point = ref_point.expand(points.shape[-1])
+    if points.device != ref_point.device:
+        same_device("points", points, "ref_point", ref_point)
+    maximize, points, (ref_point,) = as_minimization(points, maximize, ref_point)
+    raises = nan_raises(nan, points)
+    if lengths is not None:
+        lengths = _as_lengths(lengths, points)
+    if torch.is_grad_enabled() and (points.requires_grad or ref_point.requires_grad):
+        value: Tensor = _Hypervolume.apply(points, ref_point, lengths, maximize, raises)
+        return value
+    return _ops.hypervolume(points, ref_point, lengths, maximize, raises)
+
+
+def _as_lengths(lengths: Any, points: Tensor) -> Tensor:
+    tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device=points.device)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype is torch.bool:
+        raise TypeError(f"lengths: expected integers, got {tensor.dtype}")
+    batch = points.shape[:-2]
+    if tensor.shape != batch:
+        raise ValueError(f"lengths: expected the batch shape {tuple(batch)}, got {tuple(tensor.shape)}")
+    same_device("points", points, "lengths", tensor)
+    return tensor.to(torch.int64).contiguous()
+
+
+class _Hypervolume(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, points: Tensor, ref_point: Tensor, lengths: Tensor | None, maximize: bool, raises: bool
+    ) -> Tensor:
+        value, gradient = _ops.hypervolume_gradient(points, ref_point, lengths, maximize, raises)
+        ctx.save_for_backward(gradient)
+        ctx.ref_shape, ctx.ref_dtype = ref_point.shape, ref_point.dtype
+        return value  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        grad_points = gradient * grad_value[..., None, None]
+        grad_ref = None
+        if ctx.needs_input_grad[1]:
+            # Moving all points and the reference point together changes nothing.
+            grad_ref = -grad_points.sum(-2).sum_to_size(ctx.ref_shape).to(ctx.ref_dtype)
+        return grad_points if ctx.needs_input_grad[0] else None, grad_ref, None, None, None
