@@ -8,8 +8,8 @@ namespace {
 
 using namespace nb::literals;
 
-Result advantages(const Tensor& rewards, const std::optional<Tensor>& weights, const std::optional<Tensor>& group_ids,
-                  int64_t group_size, int method, int scale, double eps, double ddof) {
+Result advantages(const Tensor& rewards, int64_t group_size, const std::optional<Tensor>& group_ids,
+                  const std::optional<Tensor>& weights, int method, int scale, double eps, double ddof) {
   if (rewards.dims() != 1 && rewards.dims() != 2)
     throw nb::value_error(("rewards: expected shape (N,) or (N, M), got " + rewards.shape()).c_str());
   const int64_t n = rewards.size(0), m = rewards.dims() == 2 ? rewards.size(1) : 1;
@@ -26,9 +26,9 @@ Result advantages(const Tensor& rewards, const std::optional<Tensor>& weights, c
   }
   if (method < 0 || method > 2) throw nb::value_error("method: expected 0, 1 or 2");
   if (scale < 0 || scale > 2) throw nb::value_error("scale: expected 0, 1 or 2");
-  Result result(rewards, {n}, rewards.view.dtype);
+  Result result(rewards, rewards.leading(rewards.dims() - 1), rewards.view.dtype);
   const VectorOut out{result.data<void>(), reward.dtype};
-  nb::gil_scoped_release release;
+  const GilRelease release(rewards.numel());
   group_advantages(reward, weight, m, groups_of(group_ids, group_size, n), static_cast<AdvantageMethod>(method),
                    static_cast<AdvantageScale>(scale), eps, ddof, out);
   return result;
@@ -38,10 +38,10 @@ Result advantages(const Tensor& rewards, const std::optional<Tensor>& weights, c
 
 void define_advantages(nb::module_& module, nb::dict& schemas) {
   schemas["group_advantages"] =
-      "(Tensor rewards, Tensor? weights, Tensor? group_ids, int group_size, int method, int scale, float eps, "
-      "float ddof) -> Tensor";
-  module.def("group_advantages", &advantages, "rewards"_a, "weights"_a.none(), "group_ids"_a.none(), "group_size"_a,
-             "method"_a, "scale"_a, "eps"_a, "ddof"_a);
+      "(Tensor rewards, int group_size, Tensor? group_ids=None, Tensor? weights=None, int method=0, int scale=1, "
+      "float eps=1e-4, float ddof=1.0) -> Tensor";
+  module.def("group_advantages", &advantages, "rewards"_a, "group_size"_a, "group_ids"_a = nb::none(),
+             "weights"_a = nb::none(), "method"_a = 0, "scale"_a = 1, "eps"_a = 1e-4, "ddof"_a = 1.0);
 }
 
 }  // namespace morlfast::bindings

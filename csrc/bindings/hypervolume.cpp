@@ -16,7 +16,7 @@ class RefPoints {
   RefPoints(const Tensor& ref_point, const Tensor& points) : ref_point_(ref_point) {
     const int batch_dims = points.dims() - 2, own = ref_point.dims() - 1;
     bool fits = own >= 0 && own <= batch_dims && ref_point.size(-1) == points.size(-1);
-    strides_.assign(batch_dims, 0);
+    std::fill(strides_, strides_ + batch_dims, 0);
     for (int d = 0; fits && d < own; ++d) {
       const int target = batch_dims - own + d;
       fits = ref_point.size(d) == 1 || ref_point.size(d) == points.size(target);
@@ -28,7 +28,7 @@ class RefPoints {
     require_cpu(ref_point, "ref_point");
     if (!ref_point.is(kDLFloat, 32) && !ref_point.is(kDLFloat, 64))
       throw nb::type_error("ref_point: expected float32 or float64");
-    layout_ = {batch_dims, points.view.shape, strides_.data()};
+    layout_ = {batch_dims, points.view.shape, strides_};
   }
 
   template <class R>
@@ -38,7 +38,7 @@ class RefPoints {
 
  private:
   const Tensor& ref_point_;
-  std::vector<int64_t> strides_;
+  int64_t strides_[Shape::kMaxDims];
   BatchLayout layout_;
 };
 
@@ -68,7 +68,7 @@ void compute(const Tensor& points, const Tensor& ref_point, const std::optional<
     const PointsView<T> view = points_view<T>(points);
     T* out = value.data<T>();
     T* grad = gradient ? gradient->data<T>() : nullptr;
-    nb::gil_scoped_release release;
+    const GilRelease release(points.numel());
     if (ref_point.is(kDLFloat, 32))
       hypervolume(view, refs.view<float>(), counted, maximize, nan, out, grad);
     else
@@ -76,19 +76,19 @@ void compute(const Tensor& points, const Tensor& ref_point, const std::optional<
   });
 }
 
-Result hypervolume_value(const Tensor& points, const Tensor& ref_point, const std::optional<Tensor>& lengths,
-                         bool maximize, bool nan_raises) {
+Result hypervolume_value(const Tensor& points, const Tensor& ref_point, bool maximize, bool nan_raises,
+                         const std::optional<Tensor>& lengths) {
   require_points(points);
-  Result value(points, leading_shape(points, 2), points.view.dtype);
+  Result value(points, points.leading(2), points.view.dtype);
   compute(points, ref_point, lengths, maximize, nan_raises, value, nullptr);
   return value;
 }
 
-std::pair<Result, Result> hypervolume_gradient(const Tensor& points, const Tensor& ref_point,
-                                               const std::optional<Tensor>& lengths, bool maximize, bool nan_raises) {
+std::pair<Result, Result> hypervolume_gradient(const Tensor& points, const Tensor& ref_point, bool maximize,
+                                               bool nan_raises, const std::optional<Tensor>& lengths) {
   require_points(points);
-  Result value(points, leading_shape(points, 2), points.view.dtype);
-  Result gradient(points, leading_shape(points, 0), points.view.dtype);
+  Result value(points, points.leading(2), points.view.dtype);
+  Result gradient(points, points.leading(0), points.view.dtype);
   compute(points, ref_point, lengths, maximize, nan_raises, value, &gradient);
   return {std::move(value), std::move(gradient)};
 }
@@ -97,13 +97,14 @@ std::pair<Result, Result> hypervolume_gradient(const Tensor& points, const Tenso
 
 void define_hypervolume(nb::module_& module, nb::dict& schemas) {
   schemas["hypervolume"] =
-      "(Tensor points, Tensor ref_point, Tensor? lengths, bool maximize, bool nan_raises) -> Tensor";
-  module.def("hypervolume", &hypervolume_value, "points"_a, "ref_point"_a, "lengths"_a.none(), "maximize"_a,
-             "nan_raises"_a);
+      "(Tensor points, Tensor ref_point, bool maximize=False, bool nan_raises=True, Tensor? lengths=None) -> Tensor";
+  module.def("hypervolume", &hypervolume_value, "points"_a, "ref_point"_a, "maximize"_a = false, "nan_raises"_a = true,
+             "lengths"_a = nb::none());
   schemas["hypervolume_gradient"] =
-      "(Tensor points, Tensor ref_point, Tensor? lengths, bool maximize, bool nan_raises) -> (Tensor, Tensor)";
-  module.def("hypervolume_gradient", &hypervolume_gradient, "points"_a, "ref_point"_a, "lengths"_a.none(),
-             "maximize"_a, "nan_raises"_a);
+      "(Tensor points, Tensor ref_point, bool maximize=False, bool nan_raises=True, Tensor? lengths=None) -> "
+      "(Tensor value, Tensor gradient)";
+  module.def("hypervolume_gradient", &hypervolume_gradient, "points"_a, "ref_point"_a, "maximize"_a = false,
+             "nan_raises"_a = true, "lengths"_a = nb::none());
 }
 
 }  // namespace morlfast::bindings

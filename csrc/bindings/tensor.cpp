@@ -56,12 +56,19 @@ Dtype Tensor::dtype(const char* argument) const {
                         std::to_string(view.dtype.code)).c_str());
 }
 
-Result::Result(const Tensor& like, const std::vector<int64_t>& shape, DLDataType dtype) : api_(like.api) {
+Shape Tensor::leading(int drop) const {
+  Shape result;
+  result.dims = view.ndim - drop;
+  std::copy(view.shape, view.shape + result.dims, result.sizes);
+  return result;
+}
+
+Result::Result(const Tensor& like, const Shape& shape, DLDataType dtype) : api_(like.api) {
   DLTensor prototype{};
   prototype.device = like.view.device;
-  prototype.ndim = static_cast<int32_t>(shape.size());
+  prototype.ndim = shape.dims;
   prototype.dtype = dtype;
-  prototype.shape = const_cast<int64_t*>(shape.data());
+  prototype.shape = const_cast<int64_t*>(shape.sizes);
   std::string error;
   const auto set_error = [](void* context, const char*, const char* message) {
     *static_cast<std::string*>(context) = message;
@@ -71,7 +78,7 @@ Result::Result(const Tensor& like, const std::vector<int64_t>& shape, DLDataType
   // A large fresh result costs more in 4 KB page faults than in writing it.
   constexpr size_t kLarge = size_t{4} << 20, kHugePage = size_t{2} << 20;
   size_t bytes = dtype.bits / 8;
-  for (int64_t size : shape) bytes *= static_cast<size_t>(size);
+  for (int d = 0; d < shape.dims; ++d) bytes *= static_cast<size_t>(shape.sizes[d]);
   if (bytes >= kLarge && like.view.device.device_type == kDLCPU) {
     const auto address = reinterpret_cast<uintptr_t>(data<char>());
     const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
@@ -92,10 +99,6 @@ PyObject* Result::release() noexcept {
 void require_cpu(const Tensor& tensor, const char* argument) {
   if (tensor.view.device.device_type != kDLCPU && tensor.view.device.device_type != kDLCUDAHost)
     throw nb::value_error((std::string(argument) + ": expected a CPU tensor").c_str());
-}
-
-std::vector<int64_t> leading_shape(const Tensor& tensor, int drop) {
-  return {tensor.view.shape, tensor.view.shape + tensor.dims() - drop};
 }
 
 void require_points(const Tensor& points) {

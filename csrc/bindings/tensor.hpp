@@ -7,9 +7,10 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 
+#include <algorithm>
+#include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "morlfast/elements.hpp"
 #include "morlfast/points.hpp"
@@ -20,6 +21,14 @@ namespace nb = nanobind;
 
 /// The exchange table of a Python type, or nullptr (no Python error set).
 const DLPackExchangeAPI* exchange_api(PyTypeObject* type) noexcept;
+
+/// Sizes of a tensor, on the stack: a call of a tiny operator costs about as much as its allocations.
+struct Shape {
+  static constexpr int kMaxDims = 64;  // torch's own limit
+  int dims = 0;
+  int64_t sizes[kMaxDims];
+
+};
 
 /// A tensor argument: a view that lives as long as the call.
 struct Tensor {
@@ -37,13 +46,16 @@ struct Tensor {
 
   /// The element type, or TypeError naming the argument.
   Dtype dtype(const char* argument) const;
+  /// The sizes as Python prints them.
   std::string shape() const;
+  /// The sizes but the last `drop`.
+  Shape leading(int drop) const;
 };
 
 /// A fresh tensor from the allocator of the framework that an argument came from.
 class Result {
  public:
-  Result(const Tensor& like, const std::vector<int64_t>& shape, DLDataType dtype);
+  Result(const Tensor& like, const Shape& shape, DLDataType dtype);
   Result(Result&& other) noexcept : managed_(std::exchange(other.managed_, nullptr)), api_(other.api_) {}
   Result& operator=(Result&&) = delete;
   ~Result();
@@ -63,8 +75,16 @@ class Result {
 /// ValueError unless the tensor is on the CPU: other devices are dispatched to their own functions.
 void require_cpu(const Tensor& tensor, const char* argument);
 
-/// Shape without the last two dimensions (`keep_rows`: without the last).
-std::vector<int64_t> leading_shape(const Tensor& tensor, int drop);
+/// Releases the GIL for calls with at least this much work; below, the two switches cost more than they give.
+class GilRelease {
+ public:
+  explicit GilRelease(int64_t elements) {
+    if (elements >= 1024) release_.emplace();
+  }
+
+ private:
+  std::optional<nb::gil_scoped_release> release_;
+};
 
 template <class T>
 PointsView<T> points_view(const Tensor& points) {

@@ -28,9 +28,9 @@ Result keep_mask(const Tensor& advantages, const Tensor& entropies, const Tensor
   const MatrixView advantage = matrix_view(advantages, "advantages", true);
   const MatrixView entropy = matrix_view(entropies, "entropies", true);
   const MatrixView valid = matrix_view(mask, "mask", false);
-  Result result(entropies, {rows, columns}, DLDataType{kDLBool, 8, 1});
+  Result result(entropies, entropies.leading(0), DLDataType{kDLBool, 8, 1});
   bool* keep = result.data<bool>();
-  nb::gil_scoped_release release;
+  const GilRelease release(entropies.numel());
   if (rows == 0) return result;
   if (scope != kBatch && scope != kGroup && scope != kSequence)
     throw nb::value_error("scope: expected 0, 1 or 2");
@@ -45,10 +45,10 @@ Result keep_mask(const Tensor& advantages, const Tensor& entropies, const Tensor
 
 void define_tokens(nb::module_& module, nb::dict& schemas) {
   schemas["select_tokens"] =
-      "(Tensor advantages, Tensor entropies, Tensor mask, float ratio, int scope, int group_size, Tensor? group_ids) "
-      "-> Tensor";
-  module.def("select_tokens", &keep_mask, "advantages"_a, "entropies"_a, "mask"_a, "ratio"_a, "scope"_a,
-             "group_size"_a, "group_ids"_a.none());
+      "(Tensor advantages, Tensor entropies, Tensor mask, float ratio, int scope=0, int group_size=0, Tensor? "
+      "group_ids=None) -> Tensor";
+  module.def("select_tokens", &keep_mask, "advantages"_a, "entropies"_a, "mask"_a, "ratio"_a, "scope"_a = 0,
+             "group_size"_a = 0, "group_ids"_a = nb::none());
 }
 
 }  // namespace morlfast::bindings

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <type_traits>
 #include <vector>
 
@@ -68,11 +69,17 @@ class Scope {
 
   int64_t pieces() const { return (groups_.end(group_) - groups_.begin(group_)) * pieces_a_row_; }
 
-  /// Keys of piece p; returns its flat position (row * columns + column) and sets count.
-  int64_t keys(int64_t p, Key* out, int64_t& count) const {
+  /// Flat position (row * columns + column) of piece p; sets how many tokens it has.
+  int64_t position(int64_t p, int64_t& count) const {
     const int64_t row = groups_.row(groups_.begin(group_) + p / pieces_a_row_);
     const int64_t column = p % pieces_a_row_ * kPiece;
     count = std::min(kPiece, columns_ - column);
+    return row * columns_ + column;
+  }
+
+  /// Keys of piece p; returns its position and sets how many tokens it has.
+  int64_t keys(int64_t p, Key* out, int64_t& count) const {
+    const int64_t flat = position(p, count), row = flat / columns_, column = flat % columns_;
     Score advantage[kPiece], entropy[kPiece];
     uint8_t valid[kPiece];
     read(entropies_, row, column, count, entropy);
@@ -87,7 +94,7 @@ class Scope {
       const Score score = std::fabs(advantage[j]) * entropy[j];
       out[j] = valid[j] && score == score ? ordered(score) : Key{0};
     }
-    return row * columns_ + column;
+    return flat;
   }
 
  private:
@@ -96,6 +103,45 @@ class Scope {
   const Groups& groups_;
   int64_t group_;
 };
+
+/// How many of `valid` tokens are kept. The factor takes back the rounding of ratio itself: 0.1 of 30 is 3, not 4.
+int64_t kept_count(double ratio, int64_t valid) {
+  return std::min(valid, static_cast<int64_t>(std::ceil(ratio * static_cast<double>(valid) * (1 - 0x1p-50))));
+}
+
+constexpr int64_t kSmallScope = 16384;  // tokens whose keys fit the second-level cache
+
+/// A scope whose keys are kept: one pass over the inputs and a partial sort.
+template <class Score>
+void select_in_small_scope(const Scope<Score>& scope, double ratio, bool* keep) {
+  using Key = typename Scope<Score>::Key;
+  static thread_local std::vector<Key> keys, valid;
+  keys.resize(scope.pieces() * kPiece);
+  valid.clear();
+  int64_t count = 0;
+  for (int64_t p = 0; p < scope.pieces(); ++p) {
+    Key* piece = &keys[p * kPiece];
+    scope.keys(p, piece, count);
+    for (int64_t j = 0; j < count; ++j)
+      if (piece[j] != 0) valid.push_back(piece[j]);
+  }
+  int64_t wanted = kept_count(ratio, static_cast<int64_t>(valid.size()));
+  Key threshold = ~Key{0};  // no score has this key: it would be a NaN's
+  if (wanted > 0) {
+    std::nth_element(valid.begin(), valid.begin() + (wanted - 1), valid.end(), std::greater<Key>());
+    threshold = valid[wanted - 1];
+    wanted -= std::count_if(valid.begin(), valid.begin() + wanted, [&](Key key) { return key > threshold; });
+  }
+  for (int64_t p = 0; p < scope.pieces(); ++p) {
+    const int64_t flat = scope.position(p, count);
+    const Key* piece = &keys[p * kPiece];
+    for (int64_t j = 0; j < count; ++j) {
+      const bool tie = piece[j] == threshold && wanted > 0;
+      keep[flat + j] = piece[j] > threshold || tie;
+      wanted -= tie;
+    }
+  }
+}
 
 constexpr int kDigitBits = 11;
 constexpr int64_t kBins = int64_t{1} << kDigitBits;
@@ -140,8 +186,7 @@ void select_in_scope(const Scope<Score>& scope, double ratio, bool parallel, boo
     if (wanted < 0) {
       int64_t valid = 0;
       for (int64_t bin = 0; bin < kBins; ++bin) valid += histograms[bin];
-      // The factor takes back the rounding of ratio itself: 0.1 * 30 keeps 3, not 4.
-      wanted = std::min(valid, static_cast<int64_t>(std::ceil(ratio * static_cast<double>(valid) * (1 - 0x1p-50))));
+      wanted = kept_count(ratio, valid);
       if (wanted == 0) {
         each_piece([&](int64_t, const Key*, int64_t count, int64_t flat) {
           std::fill(keep + flat, keep + flat + count, false);
@@ -175,7 +220,11 @@ void select_all(const MatrixView& advantages, const MatrixView& entropies, const
   const bool large = groups.rows() * columns >= 32768;
   const bool by_scope = groups.count() >= 4;  // enough scopes to keep the threads busy
   parallel_for(groups.count(), large && by_scope, [&](int64_t group) {
-    select_in_scope(Scope<Score>(advantages, entropies, mask, columns, groups, group), ratio, large && !by_scope, keep);
+    const Scope<Score> scope(advantages, entropies, mask, columns, groups, group);
+    if (scope.pieces() * kPiece <= kSmallScope)
+      select_in_small_scope(scope, ratio, keep);
+    else
+      select_in_scope(scope, ratio, large && !by_scope, keep);
   });
 }
 

@@ -19,6 +19,8 @@ _library = torch.library.Library("morlfast", "DEF")
 for _name, _schema in _C.schemas.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, getattr(_C, _name), "CPU")
+    # No derivative at operator level (`autograd.Function` stands outside); nothing to run or warn about there.
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 _ops = torch.ops.morlfast
 hypervolume = _ops.hypervolume.default
@@ -32,30 +34,38 @@ select_tokens = _ops.select_tokens.default
 
 
 def _fake_hypervolume(
-    points: Tensor, ref_point: Tensor, lengths: Tensor | None, maximize: bool, nan_raises: bool
+    points: Tensor,
+    ref_point: Tensor,
+    maximize: bool = False,
+    nan_raises: bool = True,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     return points.new_empty(points.shape[:-2])
 
 
 def _fake_hypervolume_gradient(
-    points: Tensor, ref_point: Tensor, lengths: Tensor | None, maximize: bool, nan_raises: bool
+    points: Tensor,
+    ref_point: Tensor,
+    maximize: bool = False,
+    nan_raises: bool = True,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return points.new_empty(points.shape[:-2]), points.new_empty(points.shape)
 
 
-def _fake_non_dominated_sort(points: Tensor, maximize: bool, nan_raises: bool) -> Tensor:
+def _fake_non_dominated_sort(points: Tensor, maximize: bool = False, nan_raises: bool = True) -> Tensor:
     return points.new_empty(points.shape[:-1], dtype=torch.int32)
 
 
 def _fake_group_advantages(
     rewards: Tensor,
-    weights: Tensor | None,
-    group_ids: Tensor | None,
     group_size: int,
-    method: int,
-    scale: int,
-    eps: float,
-    ddof: float,
+    group_ids: Tensor | None = None,
+    weights: Tensor | None = None,
+    method: int = 0,
+    scale: int = 1,
+    eps: float = 1e-4,
+    ddof: float = 1.0,
 ) -> Tensor:
     return rewards.new_empty(rewards.shape[:1])
 
@@ -65,9 +75,9 @@ def _fake_select_tokens(
     entropies: Tensor,
     mask: Tensor,
     ratio: float,
-    scope: int,
-    group_size: int,
-    group_ids: Tensor | None,
+    scope: int = 0,
+    group_size: int = 0,
+    group_ids: Tensor | None = None,
 ) -> Tensor:
     return entropies.new_empty(entropies.shape, dtype=torch.bool)
 

@@ -99,7 +99,7 @@ def group_advantages(
         weights = _as_weights(weights, rewards)
     if rewards.requires_grad:
         rewards = rewards.detach()
-    return _ops.group_advantages(rewards, weights, group_ids, group_size, code, _SCALES[scale], eps, ddof)
+    return _ops.group_advantages(rewards, group_size, group_ids, weights, code, _SCALES[scale], eps, ddof)
 
 
 def _as_weights(weights: Any, rewards: Tensor) -> Tensor:

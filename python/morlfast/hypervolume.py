@@ -75,9 +75,9 @@ def hypervolume(
     if lengths is not None:
         lengths = _as_lengths(lengths, points)
     if torch.is_grad_enabled() and (points.requires_grad or ref_point.requires_grad):
-        value: Tensor = _Hypervolume.apply(points, ref_point, lengths, maximize, raises)
+        value: Tensor = _Hypervolume.apply(points, ref_point, maximize, raises, lengths)
         return value
-    return _ops.hypervolume(points, ref_point, lengths, maximize, raises)
+    return _ops.hypervolume(points, ref_point, maximize, raises, lengths)
 
 
 def _as_lengths(lengths: Any, points: Tensor) -> Tensor:
@@ -94,9 +94,9 @@ def _as_lengths(lengths: Any, points: Tensor) -> Tensor:
 class _Hypervolume(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, points: Tensor, ref_point: Tensor, lengths: Tensor | None, maximize: bool, raises: bool
+        ctx: Any, points: Tensor, ref_point: Tensor, maximize: bool, raises: bool, lengths: Tensor | None
     ) -> Tensor:
-        value, gradient = _ops.hypervolume_gradient(points, ref_point, lengths, maximize, raises)
+        value, gradient = _ops.hypervolume_gradient(points, ref_point, maximize, raises, lengths)
         ctx.save_for_backward(gradient)
         ctx.ref_shape, ctx.ref_dtype = ref_point.shape, ref_point.dtype
         return value  # type: ignore[no-any-return]

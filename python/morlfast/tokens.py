@@ -79,6 +79,8 @@ def select_tokens(
         raise ValueError(f"ratio: expected 0 <= ratio <= 1, got {ratio!r}")
     if scope not in _SCOPES:
         raise ValueError(f"scope: expected one of {', '.join(_SCOPES)}, got {scope!r}")
+    if advantages.requires_grad or entropies.requires_grad or mask.requires_grad:
+        advantages, entropies, mask = advantages.detach(), entropies.detach(), mask.detach()
     if scope == "group":
         if (group_size is None) == (group_ids is None):
             raise ValueError('group_size, group_ids: expected exactly one of them for scope="group"')
@@ -88,6 +90,4 @@ def select_tokens(
             group_ids = as_group_ids(group_ids, shape[0], "entropies", entropies)
     elif group_size is not None or group_ids is not None:
         raise ValueError(f'group_size, group_ids: expected neither for scope="{scope}"')
-    if advantages.requires_grad or entropies.requires_grad or mask.requires_grad:
-        advantages, entropies, mask = advantages.detach(), entropies.detach(), mask.detach()
     return _ops.select_tokens(advantages, entropies, mask, ratio, _SCOPES[scope], group_size or 0, group_ids)
