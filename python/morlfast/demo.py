@@ -1,26 +1,26 @@
 """`python -m morlfast demo`: learn Deep Sea Treasure with four morlfast operators, in seconds, on a CPU.
 
-A submarine chooses between near, poor and far, rich treasures: each episode returns (treasure, -steps). The
-environment is MO-Gymnasium's `deep-sea-treasure-v0` (convex map), undiscounted. For each of 20 preferences,
-weight vectors at equal angles, one tabular softmax policy learns what that preference wants by policy gradients:
+A submarine chooses between near, poor and far, rich treasures: an episode returns (treasure, -steps). The
+environment is MO-Gymnasium's `deep-sea-treasure-v0` (convex map), undiscounted. For each of 20 preferences
+(weight vectors at equal angles) a tabular softmax policy learns what that preference wants:
 
 1. roll out a group of episodes for every preference;
-2. `group_advantages` turns their returns into one advantage an episode: each objective is centred in its group,
-   divided by its standard deviation over the batch and weighted by the group's preference. Episodes without
-   treasure are NaN: not scored, so they teach nothing;
-3. `select_tokens` keeps the half of all time steps where |advantage| * policy entropy is highest;
+2. `group_advantages` turns their returns into one advantage an episode: each objective is centred in its
+   group, divided by its standard deviation over the batch and weighted by the group's preference. Episodes
+   without treasure are NaN, that is not scored, and teach nothing;
+3. `select_tokens` keeps the half of all time steps with the highest |advantage| * policy entropy;
 4. one Adam step on advantage * log-probability of the kept actions, plus a small entropy bonus;
 5. `hypervolume` and `non_dominated_sort` say how far the greedy policies are from the known front.
 
-Training needs 500,000 episodes, too many for an environment that steps in Python. It is finite and deterministic,
-so `chart` first plays every action in every state it can reach, through `reset` and `step` alone, and episodes
-are then rolled out as tensors on the recorded table. What is reported at the end is played afresh in the
-environment: one greedy episode for each of the 20 policies. Episodes seen in training do not count: 200,000 episodes
-of random play also stumble over most of the front, but have learned no policy.
+Training needs 200,000 episodes, too many for an environment that steps in Python. It is finite and
+deterministic, so `chart` first plays every action in every state it can reach, through `reset` and `step`
+alone, and episodes are then rolled out as tensors on the recorded table. The result is played afresh in the
+environment: one greedy episode for each of the 20 policies. Episodes seen in training do not count, since
+as many episodes of random play also stumble over most of the front without having learned anything.
 
-The same training with `scale="group"`, stock GDPO, runs beside it. Once a group has only two different outcomes, a
-farther treasure and a nearer one, their z-scores are +z and -z whatever the treasures are worth, so that the weights
-alone decide and the middle of the front is lost.
+The same training with `scale="group"`, stock GDPO, runs beside it. When a group has only two different
+returns left, a farther treasure and a nearer one, their z-scores are +z and -z whatever the treasures are
+worth: the preference alone decides, and policies leave the middle of the front for its ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec
 
@@ -54,16 +55,18 @@ STEPS_PER_EVALUATION = 10
 REF_POINTS = torch.tensor([[0.0, -50.0], [0.0, -25.0]])  # (treasure, -steps)
 REQUIRED_SHARES = torch.tensor([0.95, 0.90])  # of the known front's hypervolume at each reference point
 
-OURS, STOCK, RANDOM = "greedy policies, scale='batch'", "greedy policies, stock GDPO", "random play"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; 0 if the greedy policies reach the required shares, 1 if not, 2 if a package is missing."""
+    """Run the demo.
+
+    Returns 0 if the greedy policies reach the required shares, 1 if not, 2 if a package is missing.
+    """
     parser = argparse.ArgumentParser(prog="python -m morlfast demo", description="Learn Deep Sea Treasure.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for front.png and demo.json")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=400, help="policy-gradient steps (default 400)")
+    parser.add_argument("--steps", type=int, default=300, help="policy-gradient steps (default 300)")
     arguments = parser.parse_args(argv)
+    start = time.perf_counter()
     try:
         import matplotlib  # noqa: F401
         import mo_gymnasium
@@ -72,68 +75,60 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'The demo needs {error.name}: pip install "morlfast[demo]"', file=sys.stderr)
         return 2
 
-    start = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting to float32")
         env = mo_gymnasium.make(ENVIRONMENT)
     sea = chart(env)
-    progress = Progress(torch.tensor(np.stack(env.unwrapped.pareto_front(gamma=1.0)), dtype=torch.float32), Stopwatch())
-    preferences = equal_angles(PREFERENCES)
-    policies, curve = train(sea, preferences, "batch", arguments.steps, arguments.seed, progress)
-    stock_policies, stock_curve = train(sea, preferences, "group", arguments.steps, arguments.seed, progress)
-    returns, stock_returns = play_greedily(env, sea, policies), play_greedily(env, sea, stock_policies)
-    shares = {
-        OURS: progress.shares(returns),
-        STOCK: progress.shares(stock_returns),
-        RANDOM: progress.shares(play_randomly(sea, arguments.seed)).mean(0),
-    }
-    optimal = {OURS: progress.optimal(returns), STOCK: progress.optimal(stock_returns)}
-    missed = shares[OURS] < REQUIRED_SHARES
-    seconds = time.perf_counter() - start
+    known_front = torch.from_numpy(np.stack(env.unwrapped.pareto_front(gamma=1.0))).float()
+    progress = Progress(known_front, Stopwatch())
+    with one_thread():
+        found = learn(env, sea, "batch", arguments.steps, arguments.seed, progress)
+        stock = learn(env, sea, "group", arguments.steps, arguments.seed, progress)
+        random_hypervolumes = progress.hypervolumes(play_randomly(sea, arguments.seed)).mean(0)
+    random_shares = random_hypervolumes / progress.known_hypervolumes
+    missed = found.shares < REQUIRED_SHARES
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    draw(arguments.out / "front.png", progress.known_front, returns, stock_returns, curve, stock_curve, shares[RANDOM])
-    known_hypervolume = progress.known_hypervolumes[0].item()
+    draw(arguments.out / "front.png", known_front, found, stock, random_shares)
+    seconds = time.perf_counter() - start
     report = {
         "environment": ENVIRONMENT,
         "seed": arguments.seed,
         "steps": arguments.steps,
-        "ref_point": REF_POINTS[0].tolist(),
-        "hypervolume": shares[OURS][0].item() * known_hypervolume,
-        "known_hypervolume": known_hypervolume,
-        "random_hypervolume": shares[RANDOM][0].item() * known_hypervolume,
-        "stock_gdpo_hypervolume": shares[STOCK][0].item() * known_hypervolume,
-        "ref_points": REF_POINTS.tolist(),
+        "passed": not missed.any().item(),
+        "ref_point": REF_POINTS[0].tolist(),  # of the four hypervolumes
+        "hypervolume": found.hypervolumes[0].item(),
+        "known_hypervolume": progress.known_hypervolumes[0].item(),
+        "random_hypervolume": random_hypervolumes[0].item(),
+        "stock_gdpo_hypervolume": stock.hypervolumes[0].item(),
+        "ref_points": REF_POINTS.tolist(),  # of the shares
         "required_shares": REQUIRED_SHARES.tolist(),
         "shares": {
-            "found": shares[OURS].tolist(),
-            "stock_gdpo": shares[STOCK].tolist(),
-            "random": shares[RANDOM].tolist(),
+            "found": found.shares.tolist(),
+            "stock_gdpo": stock.shares.tolist(),
+            "random": random_shares.tolist(),
         },
-        "passed": not missed.any().item(),
-        "preferences": preferences.tolist(),
-        "returns": returns.tolist(),
-        "stock_gdpo_returns": stock_returns.tolist(),
-        "known_front": progress.known_front.tolist(),
+        "preferences": equal_angles(PREFERENCES).tolist(),
+        "returns": found.returns.tolist(),
+        "stock_gdpo_returns": stock.returns.tolist(),
+        "known_front": known_front.tolist(),
         "operators": progress.stopwatch.report(),
         "seconds": seconds,
     }
     (arguments.out / "demo.json").write_text(json.dumps(report, indent=2) + "\n")
-    print_table(shares, optimal, len(progress.known_front), progress.stopwatch, seconds)
+    print_table(found, stock, random_shares, progress, seconds)
     print(f"Wrote {arguments.out / 'front.png'} and {arguments.out / 'demo.json'}.")
-    for ref_point, share, required in zip(
-        REF_POINTS[missed].tolist(), shares[OURS][missed].tolist(), REQUIRED_SHARES[missed].tolist(), strict=True
-    ):
+    for i in missed.nonzero().flatten().tolist():
         print(
-            f"FAILED: the greedy policies reach {share:.1%} of the known hypervolume at {_point(ref_point)}; "
-            f"{required:.0%} are required.",
+            f"FAILED: the greedy policies reach {found.shares[i].item():.1%} of the known hypervolume at "
+            f"{_point(REF_POINTS[i])}; {REQUIRED_SHARES[i].item():.0%} are required.",
             file=sys.stderr,
         )
     return int(missed.any().item())
 
 
 class Sea(NamedTuple):
-    """The environment as `chart` found it, for S states and A actions."""
+    """The environment as `chart` found it: S states, A actions."""
 
     state_of: dict[tuple[int, ...], int]  # observation -> state; 0 is the start
     next_state: Tensor  # (S, A) int64; a terminal state follows itself
@@ -142,11 +137,11 @@ class Sea(NamedTuple):
 
 
 def chart(env: Any) -> Sea:
-    """Play every action in every state that can be reached, breadth first, and record what the environment did."""
+    """Play every action in every state that can be reached, breadth first, and record what happens."""
     actions = range(int(env.action_space.n))
-    start, _ = env.reset(seed=0)
+    start, _ = env.reset()
     state_of = {tuple(start.tolist()): 0}
-    routes: list[list[int]] = [[]]  # actions that lead from the start to each state
+    routes: list[list[int]] = [[]]  # the actions that lead to each state
     terminal = [False]
     next_state: list[list[int]] = []
     reward: list[list[list[float]]] = []
@@ -158,26 +153,47 @@ def chart(env: Any) -> Sea:
             continue
         for action in actions:
             env.reset()
-            for step in routes[state]:
-                env.step(step)
+            for move in routes[state]:
+                env.step(move)
             observation, step_reward, terminated, _, _ = env.step(action)
-            found = tuple(observation.tolist())
-            if found not in state_of:
-                state_of[found] = len(routes)
+            reached = tuple(observation.tolist())
+            if reached not in state_of:
+                state_of[reached] = len(routes)
                 routes.append([*routes[state], action])
                 terminal.append(bool(terminated))
-            next_state[state][action] = state_of[found]
+            next_state[state][action] = state_of[reached]
             reward[state][action] = step_reward.tolist()
     return Sea(state_of, torch.tensor(next_state), torch.tensor(reward), torch.tensor(terminal))
 
 
 def equal_angles(count: int) -> Tensor:
-    """Weights (count, 2) for (treasure, -steps), in the middles of equal parts of the quarter circle.
+    """Weights (count, 2) of (treasure, -steps): the middles of equal parts of the quarter circle.
 
-    No knowledge of the front is in them: dividing by the standard deviations makes the objectives comparable.
+    They know nothing of the front; dividing by the standard deviations makes the objectives comparable.
     """
     angles = (torch.arange(count) + 0.5) * (math.pi / 2 / count)
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+
+class Outcome(NamedTuple):
+    """What a training came to."""
+
+    returns: Tensor  # (P, 2) of each policy's greedy episode in the environment
+    hypervolumes: Tensor  # (2,) at each reference point
+    shares: Tensor  # (2,) of the known hypervolumes
+    optimal: int  # how many different returns are Pareto-optimal
+    curve: dict[int, Tensor]  # step -> shares
+
+
+def learn(
+    env: Any, sea: Sea, scale: Literal["batch", "group"], steps: int, seed: int, progress: Progress
+) -> Outcome:
+    """Train a policy for each preference and play it in the environment."""
+    policies, curve = train(sea, equal_angles(PREFERENCES), scale, steps, seed, progress)
+    returns = play_greedily(env, sea, policies)
+    hypervolumes = progress.hypervolumes(returns)
+    shares = hypervolumes / progress.known_hypervolumes
+    return Outcome(returns, hypervolumes, shares, progress.count_optimal(returns), curve)
 
 
 def train(
@@ -188,10 +204,7 @@ def train(
     seed: int,
     progress: Progress,
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Learn one tabular softmax policy a preference.
-
-    Returns the logits (P, S, A) and the learning curve: step -> shares (2,) of the known hypervolumes.
-    """
+    """Learn one tabular softmax policy a preference: logits (P, S, A) and the learning curve."""
     from tqdm import tqdm
 
     timed = progress.stopwatch
@@ -201,29 +214,30 @@ def train(
     weights = preferences.repeat_interleave(EPISODES, dim=0)  # (N, 2), N = P * EPISODES
     policy = torch.arange(len(preferences)).repeat_interleave(EPISODES)[:, None]  # (N, 1)
     curve: dict[int, Tensor] = {}
-    bar = tqdm(range(1, steps + 1), desc=f"scale='{scale}'", unit="step")
+    bar = tqdm(range(1, steps + 1), desc=f"scale={scale!r}", unit="step")
     for step in bar:
         log_probs = logits.log_softmax(-1)  # (P, S, A)
-        entropy = -(log_probs.exp() * log_probs).sum(-1)  # (P, S)
+        policy_entropies = -(log_probs.exp() * log_probs).sum(-1)  # (P, S)
         batch = roll_out(sea, log_probs.detach().exp(), EPISODES, generator)
 
         rewards = batch.returns.masked_fill(~batch.found_treasure[:, None], math.nan)
         advantages = timed(group_advantages, rewards, EPISODES, weights=weights, method="gdpo", scale=scale)
-        token_entropy = entropy[policy, batch.states]  # (N, T)
+        entropies = policy_entropies[policy, batch.states]  # (N, T)
         scored = batch.under_way & batch.found_treasure[:, None]
-        kept = timed(select_tokens, advantages, token_entropy.detach(), scored, TOKEN_RATIO)
+        kept = timed(select_tokens, advantages, entropies.detach(), scored, TOKEN_RATIO)
 
         gain = advantages[:, None] * log_probs[policy, batch.states, batch.actions] * kept
-        loss = -(gain + ENTROPY_BONUS * token_entropy * batch.under_way).sum() / len(rewards)
+        bonus = ENTROPY_BONUS * entropies * batch.under_way
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(-(gain + bonus).sum() / len(rewards))
         optimizer.step()
 
         if step % STEPS_PER_EVALUATION == 0 or step == steps:
             greedy = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
             returns = roll_out(sea, greedy, 1, generator).returns
-            curve[step] = progress.shares(returns)
-            bar.set_postfix_str(f"hypervolume {curve[step][0]:.1%}, {progress.optimal(returns)} optimal returns")
+            curve[step] = progress.hypervolumes(returns) / progress.known_hypervolumes
+            optimal = progress.count_optimal(returns)
+            bar.set_postfix_str(f"hypervolume {curve[step][0].item():.1%}, {optimal} optimal returns")
     return logits.detach(), curve
 
 
@@ -232,13 +246,13 @@ class Rollouts(NamedTuple):
 
     states: Tensor  # (N, T) int64
     actions: Tensor  # (N, T) int64
-    under_way: Tensor  # (N, T) bool: False after the end
+    under_way: Tensor  # (N, T) bool, False after the end
     returns: Tensor  # (N, 2)
     found_treasure: Tensor  # (N,) bool
 
 
 def roll_out(sea: Sea, policies: Tensor, episodes: int, generator: torch.Generator) -> Rollouts:
-    """Play `episodes` episodes with each of the policies, action probabilities (P, S, A), on the charted sea."""
+    """Play `episodes` episodes with each policy, action probabilities (P, S, A), on the charted sea."""
     policy = torch.arange(len(policies)).repeat_interleave(episodes)  # (N,)
     state = torch.zeros_like(policy)
     cumulative = policies.cumsum(-1)[..., :-1]  # (P, S, A - 1): actions are drawn by inverting it
@@ -257,34 +271,55 @@ def roll_out(sea: Sea, policies: Tensor, episodes: int, generator: torch.Generat
 
 
 def play_greedily(env: Any, sea: Sea, logits: Tensor) -> Tensor:
-    """Returns (P, 2) of one episode in the environment itself for each policy, taking its most probable actions."""
+    """Returns (P, 2) of each policy's most probable actions, in one episode of the environment itself."""
     returns = torch.zeros(len(logits), 2)
-    for policy, best_actions in enumerate(logits.argmax(-1).tolist()):
+    for policy, best_action in enumerate(logits.argmax(-1).tolist()):
         observation, _ = env.reset()
         terminated = truncated = False
         while not (terminated or truncated):
-            action = best_actions[sea.state_of[tuple(observation.tolist())]]
+            action = best_action[sea.state_of[tuple(observation.tolist())]]
             observation, reward, terminated, truncated, _ = env.step(action)
             returns[policy] += torch.from_numpy(reward)
     return returns
 
 
 def play_randomly(sea: Sea, seed: int) -> Tensor:
-    """Returns (EPISODES, PREFERENCES, 2): sets of as many uniformly random episodes as there are greedy ones."""
+    """Returns (EPISODES, PREFERENCES, 2): sets of as many uniformly random episodes as greedy ones."""
     uniform = torch.full((PREFERENCES, *sea.next_state.shape), 1 / sea.next_state.shape[1])
     returns = roll_out(sea, uniform, EPISODES, torch.Generator().manual_seed(seed)).returns
     return returns.reshape(PREFERENCES, EPISODES, 2).transpose(0, 1)
+
+
+class Progress:
+    """Compares returns with the known front."""
+
+    def __init__(self, known_front: Tensor, stopwatch: Stopwatch) -> None:
+        self.known_front = known_front
+        self.stopwatch = stopwatch
+        self.known_hypervolumes = self.hypervolumes(known_front)
+
+    def hypervolumes(self, returns: Tensor) -> Tensor:
+        """(..., n, 2) -> (..., 2): the hypervolume at each reference point."""
+        *batch, n, m = returns.shape
+        for_each_ref_point = returns.unsqueeze(-3).expand(*batch, len(REF_POINTS), n, m)
+        return self.stopwatch(hypervolume, for_each_ref_point, REF_POINTS, maximize=True)
+
+    def count_optimal(self, returns: Tensor) -> int:
+        """How many different returns (n, 2) no point of the known front dominates."""
+        together = torch.cat([returns, self.known_front])
+        ranks = self.stopwatch(non_dominated_sort, together, maximize=True)[: len(returns)]
+        return len(set(map(tuple, returns[ranks == 0].tolist())))
 
 
 Parameters = ParamSpec("Parameters")
 
 
 class Stopwatch:
-    """Calls operators and adds up how often and how long."""
+    """Calls operators, and adds up how often and how long."""
 
     def __init__(self) -> None:
-        self.calls: dict[str, int] = defaultdict(int)
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.calls: defaultdict[str, int] = defaultdict(int)
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def __call__(
         self, operator: Callable[Parameters, Tensor], *args: Parameters.args, **kwargs: Parameters.kwargs
@@ -296,82 +331,69 @@ class Stopwatch:
         return result
 
     def report(self) -> dict[str, dict[str, float]]:
-        return {name: {"calls": self.calls[name], "seconds": self.seconds[name]} for name in sorted(self.calls)}
+        return {name: {"calls": n, "seconds": self.seconds[name]} for name, n in sorted(self.calls.items())}
 
 
-class Progress:
-    """Compares returns with the known front, at both reference points."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """More threads make tensors this small slower, many times slower where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
-    def __init__(self, known_front: Tensor, stopwatch: Stopwatch) -> None:
-        self.known_front = known_front
-        self.stopwatch = stopwatch
-        self.known_hypervolumes = self._hypervolumes(known_front)
 
-    def shares(self, returns: Tensor) -> Tensor:
-        """(..., n, 2) -> (..., 2): hypervolume of n returns over that of the known front."""
-        return self._hypervolumes(returns) / self.known_hypervolumes
-
-    def optimal(self, returns: Tensor) -> int:
-        """How many different returns no point of the known front dominates."""
-        together = torch.cat([returns, self.known_front])
-        ranks = self.stopwatch(non_dominated_sort, together, maximize=True)[: len(returns)]
-        return len(returns[ranks == 0].unique(dim=0))
-
-    def _hypervolumes(self, points: Tensor) -> Tensor:
-        *batch, n, m = points.shape
-        at_each_ref_point = points.unsqueeze(-3).expand(*batch, len(REF_POINTS), n, m)
-        return self.stopwatch(hypervolume, at_each_ref_point, REF_POINTS, maximize=True)
+LABELS = {"found": "greedy policies", "stock": "same, stock GDPO (scale='group')", "random": "random play"}
 
 
 def print_table(
-    shares: dict[str, Tensor], optimal: dict[str, int], known: int, stopwatch: Stopwatch, seconds: float
+    found: Outcome, stock: Outcome, random_shares: Tensor, progress: Progress, seconds: float
 ) -> None:
-    columns = [_point(ref_point) for ref_point in REF_POINTS.tolist()]
-    print(f"\n{'share of the known hypervolume at':42}{columns[0]:>11}{columns[1]:>11}   optimal returns")
-    for name, share in shares.items():
-        found = f"{optimal[name]} of {known}" if name in optimal else ""
-        print(f"  {name:40}{share[0].item():11.1%}{share[1].item():11.1%}   {found}".rstrip())
-    print(f"  {'required':40}{REQUIRED_SHARES[0].item():11.1%}{REQUIRED_SHARES[1].item():11.1%}")
+    ref_points = "".join(f"{_point(ref_point):>11}" for ref_point in REF_POINTS)
+    print(f"\n{'share of the known hypervolume at':40}{ref_points}   optimal returns")
+    known = len(progress.known_front)
+    for label, shares, optimal in (
+        (LABELS["found"], found.shares, f"{found.optimal} of {known}"),
+        (LABELS["stock"], stock.shares, f"{stock.optimal} of {known}"),
+        (LABELS["random"], random_shares, ""),
+        ("required of the greedy policies", REQUIRED_SHARES, ""),
+    ):
+        percentages = "".join(f"{share:11.1%}" for share in shares.tolist())
+        print(f"  {label:38}{percentages}   {optimal}".rstrip())
     print(
-        f"One greedy episode for each of {PREFERENCES} preferences, played in {ENVIRONMENT}; "
-        f"random play is the mean over {EPISODES} sets\nof {PREFERENCES} uniformly random episodes."
+        f"Greedy: one episode for each of {PREFERENCES} preferences in {ENVIRONMENT}. "
+        f"Random: as many uniformly random\nepisodes, mean over {EPISODES} such sets."
     )
-    print(f"\n{'operator':24}{'calls':>8}{'seconds':>10}{'of the run':>13}")
-    for name, row in stopwatch.report().items():
-        print(f"  {name:22}{row['calls']:8}{row['seconds']:10.3f}{row['seconds'] / seconds:13.1%}")
-    print(f"  {'whole run':30}{seconds:10.3f}")
+    print(f"\n{'operator':24}{'calls':>8}{'seconds':>10}")
+    for name, row in progress.stopwatch.report().items():
+        print(f"  {name:22}{row['calls']:8}{row['seconds']:10.3f}")
+    print(f"  {'whole demo':30}{seconds:10.3f}")
 
 
-def draw(
-    path: Path,
-    known_front: Tensor,
-    returns: Tensor,
-    stock_returns: Tensor,
-    curve: dict[int, Tensor],
-    stock_curve: dict[int, Tensor],
-    random_share: Tensor,
-) -> None:
+def draw(path: Path, known_front: Tensor, found: Outcome, stock: Outcome, random_shares: Tensor) -> None:
     """The fronts in objective space, and the learning curves at the nearer reference point."""
-    from matplotlib.figure import Figure  # without pyplot: draws with Agg and leaves the caller's backend alone
+    from matplotlib.figure import Figure  # pyplot would change the caller's backend
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     fronts, curves = figure.subplots(1, 2)
     fronts.plot(*known_front.T.tolist(), "o", mfc="none", mec="0.4", ms=12, label="known front")
-    fronts.plot(*returns.T.tolist(), "o", color="tab:blue", ms=6, label=OURS)
-    fronts.plot(*stock_returns.T.tolist(), "x", color="tab:red", ms=8, mew=2, label=STOCK)
+    fronts.plot(*found.returns.T.tolist(), "o", color="tab:blue", label=LABELS["found"])
+    fronts.plot(*stock.returns.T.tolist(), "x", color="tab:red", ms=8, mew=2, label=LABELS["stock"])
     fronts.set(title=ENVIRONMENT, xlabel="treasure", ylabel="-steps")
     fronts.legend()
 
-    for label, color, learning in ((OURS, "tab:blue", curve), (STOCK, "tab:red", stock_curve)):
-        curves.plot(list(learning), [share[1].item() for share in learning.values()], color=color, label=label)
+    for label, color, outcome in (("found", "tab:blue", found), ("stock", "tab:red", stock)):
+        shares = [share[1].item() for share in outcome.curve.values()]
+        curves.plot(list(outcome.curve), shares, color=color, label=LABELS[label])
     curves.axhline(REQUIRED_SHARES[1].item(), color="0.4", ls="--", label="required")
-    curves.axhline(random_share[1].item(), color="0.4", ls=":", label=RANDOM)
-    curves.set(
-        title=f"share of the known hypervolume at {_point(REF_POINTS[1].tolist())}", xlabel="step", ylim=(0, 1.02)
-    )
+    curves.axhline(random_shares[1].item(), color="0.4", ls=":", label=LABELS["random"])
+    curves.set(title=f"share of the known hypervolume at {_point(REF_POINTS[1])}", xlabel="step")
+    curves.set_ylim(0, 1.02)
     curves.legend(loc="lower right")
     figure.savefig(path, dpi=120)
 
 
-def _point(point: list[float]) -> str:
-    return f"({point[0]:g}, {point[1]:g})"
+def _point(point: Tensor) -> str:
+    return f"({', '.join(f'{value:g}' for value in point.tolist())})"
