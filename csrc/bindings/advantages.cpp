@@ -9,7 +9,7 @@ namespace {
 using namespace nb::literals;
 
 Result advantages(const Tensor& rewards, int64_t group_size, const std::optional<Tensor>& group_ids,
-                  const std::optional<Tensor>& weights, int method, int scale, double eps, double ddof) {
+                  const std::optional<Tensor>& weights, int method, int scale, double eps, int64_t ddof) {
   if (rewards.dims() != 1 && rewards.dims() != 2)
     throw nb::value_error(("rewards: expected shape (N,) or (N, M), got " + rewards.shape()).c_str());
   const int64_t n = rewards.size(0), m = rewards.dims() == 2 ? rewards.size(1) : 1;
@@ -39,9 +39,9 @@ Result advantages(const Tensor& rewards, int64_t group_size, const std::optional
 void define_advantages(nb::module_& module, nb::dict& schemas) {
   schemas["group_advantages"] =
       "(Tensor rewards, int group_size, Tensor? group_ids=None, Tensor? weights=None, int method=0, int scale=1, "
-      "float eps=1e-4, float ddof=1.0) -> Tensor";
+      "float eps=1e-4, int ddof=1) -> Tensor";
   module.def("group_advantages", &advantages, "rewards"_a, "group_size"_a, "group_ids"_a = nb::none(),
-             "weights"_a = nb::none(), "method"_a = 0, "scale"_a = 1, "eps"_a = 1e-4, "ddof"_a = 1.0);
+             "weights"_a = nb::none(), "method"_a = 0, "scale"_a = 1, "eps"_a = 1e-4, "ddof"_a = 1);
 }
 
 }  // namespace morlfast::bindings

@@ -28,9 +28,8 @@ struct Moments {
   double centred(double value) const { return (value - pivot) - centre(); }
   /// Second pass, over the same values.
   void add_square(double value) { squares += centred(value) * centred(value); }
-  double deviation(double ddof) const {
-    const double freedom = static_cast<double>(count) - ddof;
-    return freedom > 0 ? std::sqrt(squares / freedom) : 0;
+  double deviation(int64_t ddof) const {
+    return count > ddof ? std::sqrt(squares / static_cast<double>(count - ddof)) : 0;
   }
   bool finite() const { return std::isfinite(pivot) && std::isfinite(sum); }
 };
@@ -75,7 +74,8 @@ struct Problem {
   const Groups& groups;
   AdvantageMethod method;
   AdvantageScale scale;
-  double eps, ddof;
+  double eps;
+  int64_t ddof;
   bool parallel;
 };
 
@@ -219,7 +219,7 @@ void with_float(Dtype dtype, const F& f) {
 }  // namespace
 
 void group_advantages(const MatrixView& rewards, const MatrixView& weights, int64_t m, const Groups& groups,
-                      AdvantageMethod method, AdvantageScale scale, double eps, double ddof,
+                      AdvantageMethod method, AdvantageScale scale, double eps, int64_t ddof,
                       const VectorOut& advantages) {
   const Problem p{groups.rows(), m, groups, method, scale, eps, ddof, groups.rows() * m >= 32768};
   with_float(rewards.dtype, [&](auto r) {

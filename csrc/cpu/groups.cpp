@@ -35,6 +35,7 @@ Groups Groups::from_ids(const Id* ids, int64_t stride, int64_t rows) {
   }
   Groups groups;
   groups.rows_ = rows;
+  groups.offsets_.push_back(0);
   for (int64_t size : sizes) groups.offsets_.push_back(groups.offsets_.back() + size);
   groups.order_.resize(rows);
   std::vector<int64_t> next(groups.offsets_.begin(), groups.offsets_.end() - 1);

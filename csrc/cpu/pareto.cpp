@@ -180,6 +180,10 @@ void rank_front(const double* rows, int64_t n, int64_t m, int32_t* ranks) {
     }
     unique_of[e] = count - 1;
   }
+  if (count == 0) {
+    std::fill(ranks, ranks + n, 0);
+    return;
+  }
   unique_ranks.resize(count);
   if (m == 1)
     std::iota(unique_ranks.begin(), unique_ranks.end(), 0);
@@ -189,8 +193,8 @@ void rank_front(const double* rows, int64_t n, int64_t m, int32_t* ranks) {
     rank_sorted_3(sorted.data(), count, unique_ranks);
   else
     rank_sorted_many(sorted.data(), count, m, unique_ranks);
-  const int32_t last = count == 0 ? 0 : 1 + *std::max_element(unique_ranks.begin(), unique_ranks.end());
-  if (static_cast<int64_t>(order.size()) < n) std::fill(ranks, ranks + n, last);
+  if (static_cast<int64_t>(order.size()) < n)  // rows with NaN
+    std::fill(ranks, ranks + n, 1 + *std::max_element(unique_ranks.begin(), unique_ranks.end()));
   for (size_t e = 0; e < order.size(); ++e) ranks[order[e].second] = unique_ranks[unique_of[e]];
 }
 

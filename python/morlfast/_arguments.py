@@ -11,16 +11,30 @@ from torch import Tensor
 NanPolicy = Literal["raise", "worst"]
 
 
-def as_points(points: Any, name: str = "points") -> Tensor:
-    """A float32 or float64 tensor (..., n, m); integers become float64."""
-    tensor = points if isinstance(points, Tensor) else torch.as_tensor(points)
+def as_tensor(values: Any, name: str, **options: Any) -> Tensor:
+    """`torch.as_tensor`, with an error that names the argument."""
+    try:
+        return torch.as_tensor(values, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected a tensor or an array of numbers, got {values!r:.80}") from error
+
+
+def as_float32_or_64(values: Any, name: str, **options: Any) -> Tensor:
+    """float32 and float64 as they are; integers and other array-likes as float64."""
+    tensor = values if isinstance(values, Tensor) else as_tensor(values, name, **options)
     dtype = tensor.dtype
-    if dtype is not torch.float64 and dtype is not torch.float32:
-        if dtype.is_floating_point or dtype.is_complex:
-            raise TypeError(f"{name}: expected float32, float64 or integers, got {dtype}")
-        tensor = tensor.to(torch.float64)
+    if dtype is torch.float64 or dtype is torch.float32:
+        return tensor
+    if dtype.is_floating_point or dtype.is_complex:
+        raise TypeError(f"{name}: expected float32, float64 or integers, got {dtype}")
+    return tensor.to(torch.float64)
+
+
+def as_points(points: Any) -> Tensor:
+    """A float32 or float64 tensor (..., n, m)."""
+    tensor = as_float32_or_64(points, "points")
     if tensor.dim() < 2:
-        raise ValueError(f"{name}: expected shape (..., n, m), got {tuple(tensor.shape)}")
+        raise ValueError(f"points: expected shape (..., n, m), got {tuple(tensor.shape)}")
     return tensor
 
 
@@ -75,7 +89,7 @@ def same_device(first: str, tensor: Tensor, second: str, other: Tensor) -> None:
 
 def as_group_ids(group_ids: Any, rows: int, like_name: str, like: Tensor) -> Tensor:
     """Integer ids, one a rollout, on the device of `like`."""
-    tensor = group_ids if isinstance(group_ids, Tensor) else torch.as_tensor(group_ids, device=like.device)
+    tensor = group_ids if isinstance(group_ids, Tensor) else as_tensor(group_ids, "group_ids", device=like.device)
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype is torch.bool:
         raise TypeError(f"group_ids: expected integers, got {tensor.dtype}")
     if tensor.dim() != 1 or tensor.shape[0] != rows:
@@ -85,19 +99,21 @@ def as_group_ids(group_ids: Any, rows: int, like_name: str, like: Tensor) -> Ten
 
 
 def check_group_size(group_size: Any, rows: int) -> int:
-    if not isinstance(group_size, int) or isinstance(group_size, bool):
-        if not isinstance(group_size, torch.SymInt):
-            raise TypeError(f"group_size: expected an int, got {group_size!r}")
+    if not isinstance(group_size, (int, torch.SymInt)) or isinstance(group_size, bool):
+        raise TypeError(f"group_size: expected an int, got {group_size!r}")
     if group_size < 1 or rows % group_size != 0:
-        raise ValueError(
-            f"group_size: expected a positive divisor of the {rows} rollouts, got {group_size}"
-        )
+        raise ValueError(f"group_size: expected a positive divisor of the {rows} rollouts, got {group_size}")
     return group_size
 
 
-def as_floating(values: Any, name: str) -> Tensor:
+def check_number(value: Any, name: str) -> None:
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+
+
+def as_floating(values: Any, name: str, **options: Any) -> Tensor:
     """A floating-point tensor; integers and bools become float32."""
-    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+    tensor = values if isinstance(values, Tensor) else as_tensor(values, name, **options)
     if tensor.is_floating_point():
         return tensor
     if tensor.dtype.is_complex:

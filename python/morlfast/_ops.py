@@ -65,7 +65,7 @@ def _fake_group_advantages(
     method: int = 0,
     scale: int = 1,
     eps: float = 1e-4,
-    ddof: float = 1.0,
+    ddof: int = 1,
 ) -> Tensor:
     return rewards.new_empty(rewards.shape[:1])
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from morlfast import _ops
-from morlfast._arguments import as_floating, as_group_ids, check_group_size, same_device
+from morlfast._arguments import as_floating, as_group_ids, check_group_size, check_number, same_device
 
 Method = Literal["grpo", "dr_grpo", "rloo", "gdpo"]
 Scale = Literal["group", "batch", "none"]
@@ -26,7 +26,7 @@ def group_advantages(
     method: Method = "grpo",
     scale: Scale | None = None,
     eps: float = 1e-4,
-    ddof: float = 1,
+    ddof: int = 1,
 ) -> Tensor:
     r"""Advantage of every rollout relative to the rollouts of the same prompt.
 
@@ -91,10 +91,13 @@ def group_advantages(
         raise ValueError(f"scale: expected one of {', '.join(_SCALES)}, got {scale!r}")
     elif method == "dr_grpo" and scale != "none":
         raise ValueError(f'scale: dr_grpo divides by nothing, got {scale!r}; use method="grpo"')
+    check_number(eps, "eps")
     if not eps >= 0:
         raise ValueError(f"eps: expected a number >= 0, got {eps!r}")
-    if not ddof >= 0:
-        raise ValueError(f"ddof: expected a number >= 0, got {ddof!r}")
+    if not isinstance(ddof, int):
+        raise TypeError(f"ddof: expected an int, got {ddof!r}")
+    if ddof < 0:
+        raise ValueError(f"ddof: expected an int >= 0, got {ddof!r}")
     if weights is not None:
         weights = _as_weights(weights, rewards)
     if rewards.requires_grad:
@@ -103,13 +106,10 @@ def group_advantages(
 
 
 def _as_weights(weights: Any, rewards: Tensor) -> Tensor:
-    if not isinstance(weights, Tensor):
-        weights = rewards.new_tensor(weights)
-    weights = as_floating(weights, "weights").detach()
-    rows, objectives = rewards.shape[0], rewards.shape[1] if rewards.dim() == 2 else 1
-    if weights.shape not in ((objectives,), (rows, objectives)):
-        raise ValueError(
-            f"weights: expected shape ({objectives},) or ({rows}, {objectives}), got {tuple(weights.shape)}"
-        )
+    weights = as_floating(weights, "weights", device=rewards.device).detach()
+    objectives = rewards.shape[1] if rewards.dim() == 2 else 1
+    if weights.shape != (objectives,) and weights.shape != rewards.shape:
+        each = f" or {tuple(rewards.shape)}" if rewards.dim() == 2 else ""
+        raise ValueError(f"weights: expected shape ({objectives},){each}, got {tuple(weights.shape)}")
     same_device("rewards", rewards, "weights", weights)
     return weights

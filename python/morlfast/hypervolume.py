@@ -7,10 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from morlfast import _ops
-from morlfast._arguments import NanPolicy, as_minimization, as_points, nan_raises, same_device
+from morlfast._arguments import (
+    NanPolicy,
+    as_float32_or_64,
+    as_minimization,
+    as_points,
+    as_tensor,
+    nan_raises,
+    same_device,
+)
 
 
 def hypervolume(
@@ -63,9 +70,9 @@ def hypervolume(
     """
     points = as_points(points)
     if not isinstance(ref_point, Tensor):
-        ref_point = torch.as_tensor(ref_point, dtype=torch.float64, device=points.device)
-    elif ref_point.dtype is not torch.float64 and ref_point.dtype is not torch.float32:
-        ref_point = ref_point.to(torch.float64)
+        ref_point = as_tensor(ref_point, "ref_point", dtype=torch.float64, device=points.device)
+    else:
+        ref_point = as_float32_or_64(ref_point, "ref_point")
     if ref_point.dim() == 0:
         ref_point = ref_point.expand(points.shape[-1])
     if points.device != ref_point.device:
@@ -81,7 +88,7 @@ def hypervolume(
 
 
 def _as_lengths(lengths: Any, points: Tensor) -> Tensor:
-    tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device=points.device)
+    tensor = lengths if isinstance(lengths, Tensor) else as_tensor(lengths, "lengths", device=points.device)
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype is torch.bool:
         raise TypeError(f"lengths: expected integers, got {tensor.dtype}")
     batch = points.shape[:-2]
@@ -97,17 +104,29 @@ class _Hypervolume(torch.autograd.Function):
         ctx: Any, points: Tensor, ref_point: Tensor, maximize: bool, raises: bool, lengths: Tensor | None
     ) -> Tensor:
         value, gradient = _ops.hypervolume_gradient(points, ref_point, maximize, raises, lengths)
-        ctx.save_for_backward(gradient)
-        ctx.ref_shape, ctx.ref_dtype = ref_point.shape, ref_point.dtype
+        ctx.save_for_backward(gradient, points, ref_point)
         return value  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        grad_points = gradient * grad_value[..., None, None]
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gradient, points, ref_point = ctx.saved_tensors
+        grad_points: Tensor = _ScaledGradient.apply(gradient, grad_value, points, ref_point)
         grad_ref = None
         if ctx.needs_input_grad[1]:
             # Moving all points and the reference point together changes nothing.
-            grad_ref = -grad_points.sum(-2).sum_to_size(ctx.ref_shape).to(ctx.ref_dtype)
+            grad_ref = -grad_points.sum(-2).sum_to_size(ref_point.shape).to(ref_point.dtype)
         return grad_points if ctx.needs_input_grad[0] else None, grad_ref, None, None, None
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The product of the chain rule. It depends on points and ref_point, so a second derivative fails, not vanishes."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, gradient: Tensor, grad_value: Tensor, points: Tensor, ref_point: Tensor
+    ) -> Tensor:
+        return gradient * grad_value[..., None, None]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        raise RuntimeError("hypervolume is differentiable once; its second derivative is not implemented")

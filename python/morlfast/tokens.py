@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from morlfast import _ops
-from morlfast._arguments import as_group_ids, check_group_size, same_device
+from morlfast._arguments import as_group_ids, check_group_size, check_number, same_device
 
 Scope = Literal["batch", "group", "sequence"]
 
@@ -75,6 +75,7 @@ def select_tokens(
     if advantages.device != device or mask.device != device:
         same_device("entropies", entropies, "advantages", advantages)
         same_device("entropies", entropies, "mask", mask)
+    check_number(ratio, "ratio")
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio: expected 0 <= ratio <= 1, got {ratio!r}")
     if scope not in _SCOPES:

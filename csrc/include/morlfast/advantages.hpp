@@ -23,7 +23,7 @@ enum class AdvantageScale { none = 0, group = 1, batch = 2 };
 /// A NaN reward is not scored: it takes no part in a statistic, and a rollout without a score gets 0. A group with an
 /// infinite score becomes NaN. Equal scores give exactly 0.
 void group_advantages(const MatrixView& rewards, const MatrixView& weights, int64_t m, const Groups& groups,
-                      AdvantageMethod method, AdvantageScale scale, double eps, double ddof,
+                      AdvantageMethod method, AdvantageScale scale, double eps, int64_t ddof,
                       const VectorOut& advantages);
 
 }  // namespace morlfast

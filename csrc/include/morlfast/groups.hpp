@@ -27,7 +27,7 @@ class Groups {
 
   int64_t rows_ = 0;
   int64_t size_ = 0;
-  std::vector<int64_t> offsets_{0};
+  std::vector<int64_t> offsets_;
   std::vector<int64_t> order_;
 };
 
