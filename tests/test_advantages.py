@@ -1,0 +1,691 @@
+"""group_advantages: every method x scale, exact zeros, NaN and infinity policies, and error messages."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import morlfast
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from references import advantages as reference
+
+F64 = torch.float64
+INF = math.inf
+NAN = math.nan
+COMBINATIONS = [
+    *itertools.product(["grpo", "rloo", "gdpo"], ["group", "batch", "none"]),
+    ("dr_grpo", "none"),
+]
+METHODS = ["grpo", "dr_grpo", "rloo", "gdpo"]
+
+
+def advantages(rewards, group_size=None, **options) -> torch.Tensor:
+    if not isinstance(rewards, torch.Tensor):
+        rewards = torch.tensor(rewards, dtype=F64)
+    return morlfast.group_advantages(rewards, group_size, **options)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+
+
+def expected(rewards: torch.Tensor, groups, weights: torch.Tensor | None = None, **options) -> torch.Tensor:
+    n = len(rewards)
+    table = rewards.double().reshape(n, rewards.shape[1] if rewards.ndim == 2 else 1)
+    if weights is not None:
+        weights = weights.double().expand(table.shape).tolist()
+    return torch.tensor(
+        reference.group_advantages(table.tolist(), list(groups), weights, **options), dtype=F64
+    )
+
+
+def close(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-11) -> None:
+    torch.testing.assert_close(got.double(), want.double(), rtol=tolerance, atol=tolerance)
+
+
+def blocks(n: int, group_size: int) -> list[int]:
+    return [i // group_size for i in range(n)]
+
+
+@st.composite
+def batches(draw, scored: bool = False):
+    """Eighths in [-2, 2], some NaN; weights (M,), (N, M) or none; every method, scale, eps and ddof."""
+    n = draw(st.integers(0, 12))
+    m = draw(st.integers(1, 3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rewards = rng.integers(-16, 17, (n, m)) / 8
+    if not scored:
+        rewards[rng.random((n, m)) < draw(st.sampled_from([0.0, 0.2, 0.8]))] = NAN
+    weights = {
+        "none": None,
+        "objective": rng.integers(-8, 9, m) / 4,
+        "sample": rng.integers(-8, 9, (n, m)) / 4,
+    }[draw(st.sampled_from(["none", "objective", "sample"]))]
+    labels = rng.integers(-2, 2, n).tolist()
+    method, scale = draw(st.sampled_from(COMBINATIONS))
+    options = {
+        "method": method,
+        "scale": scale,
+        "eps": draw(st.sampled_from([1e-4, 1e-6, 0.5, 1.0])),
+        "ddof": draw(st.integers(0, 3)),
+    }
+    return torch.from_numpy(rewards), labels, None if weights is None else torch.from_numpy(weights), options
+
+
+# Values.
+
+
+@given(batches())
+def test_every_method_and_scale_matches_exact_arithmetic(case):
+    rewards, labels, weights, options = case
+    got = advantages(rewards, group_ids=torch.tensor(labels, dtype=torch.int64), weights=weights, **options)
+    close(got, expected(rewards, labels, weights, **options), 1e-8)
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+@pytest.mark.parametrize("objectives", [1, 2, 8])
+def test_real_rewards_match_exact_arithmetic(method, scale, objectives):
+    rewards, weights = normal(48, objectives), normal(objectives, seed=1)
+    for group_size in (1, 2, 3, 16, 48):
+        got = advantages(rewards, group_size, weights=weights, method=method, scale=scale)
+        want = expected(rewards, blocks(48, group_size), weights, method=method, scale=scale)
+        close(got, want)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_default_scale_of_each_method(method):
+    rewards = normal(12, 2)
+    scale = {"grpo": "group", "gdpo": "group", "dr_grpo": "none", "rloo": "none"}[method]
+    assert torch.equal(
+        advantages(rewards, 4, method=method), advantages(rewards, 4, method=method, scale=scale)
+    )
+    assert torch.equal(
+        advantages(rewards, 4, method=method), advantages(rewards, 4, method=method, scale=None)
+    )
+
+
+def test_the_defaults_are_grpo_with_bessel_and_1e_4():
+    rewards = normal(12)
+    explicit = advantages(rewards, 4, method="grpo", scale="group", eps=1e-4, ddof=1)
+    assert torch.equal(advantages(rewards, 4), explicit)
+
+
+def test_dr_grpo_is_grpo_without_scale():
+    rewards = normal(12, 3)
+    assert torch.equal(
+        advantages(rewards, 4, method="dr_grpo"), advantages(rewards, 4, method="grpo", scale="none")
+    )
+
+
+def test_one_objective_is_the_same_as_none():
+    rewards = normal(12)
+    for method, scale in COMBINATIONS:
+        flat = advantages(rewards, 4, method=method, scale=scale)
+        assert torch.equal(flat, advantages(rewards[:, None], 4, method=method, scale=scale))
+        weighted = advantages(rewards, 4, method=method, scale=scale, weights=torch.tensor([2.0], dtype=F64))
+        column = advantages(
+            rewards[:, None], 4, method=method, scale=scale, weights=torch.tensor([2.0], dtype=F64)
+        )
+        assert torch.equal(weighted, column)
+
+
+GDPO_REWARDS = [[1, 1], [0, 1], [1, 0], [0, 0], [1, 1], [1, 1], [1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("method", "eps", "published"),
+    [
+        ("gdpo", 1e-4, [1.449032, 0, 0, -1.449032, 0.836577, 0.836577, -0.836577, -0.836577]),
+        ("gdpo", 1e-8, [1.449138, 0, 0, -1.449138, 0.83666, 0.83666, -0.83666, -0.83666]),
+        ("grpo", 1e-4, [1.224595, 0, 0, -1.224595, 0.865875, 0.865875, -0.865875, -0.865875]),
+    ],
+)
+def test_published_gdpo_and_grpo_numbers(method, eps, published):
+    got = advantages(GDPO_REWARDS, 4, method=method, eps=eps)
+    close(got, torch.tensor(published, dtype=F64), 1e-6)
+    assert (got[[1, 2]].abs() < 1e-15).all()
+
+
+def test_published_gdpo_numbers_of_one_group_of_two():
+    # correctness [1, 1], integer [1, -1], format [1, 0]
+    got = advantages([[1, 1, 1], [1, -1, 0]], 2, method="gdpo", eps=0.0)
+    close(got, torch.tensor([0.5**0.5, -(0.5**0.5)], dtype=F64))
+
+
+def nan_std(x: torch.Tensor, dim: int) -> torch.Tensor:
+    n = (~x.isnan()).sum(dim, keepdim=True)
+    variance = (x - x.nanmean(dim, keepdim=True)).square().nansum(dim, keepdim=True) / (n - 1)
+    return variance.sqrt()
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.2])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_agrees_with_trl_sum_then_normalize(scale, missing):
+    rewards, weights = normal(64, 3), torch.tensor([1.0, 0.5, 2.0], dtype=F64)
+    rewards[torch.rand(64, 3, generator=torch.Generator().manual_seed(3)) < missing] = NAN
+    total = (rewards * weights).nansum(1)
+    total[rewards.isnan().all(1)] = NAN
+    groups = total.view(-1, 16)
+    centred = groups - groups.nanmean(1, keepdim=True)
+    sigma = {"group": nan_std(groups, 1), "batch": nan_std(total, 0), "none": None}[scale]
+    trl = (centred if sigma is None else centred / (sigma + 1e-4)).flatten().nan_to_num(0.0)
+    close(advantages(rewards, 16, weights=weights, scale=scale), trl)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.2])
+def test_agrees_with_trl_normalize_then_sum(missing):
+    rewards, weights = normal(64, 3), torch.tensor([1.0, 0.5, 2.0], dtype=F64)
+    rewards[torch.rand(64, 3, generator=torch.Generator().manual_seed(3)) < missing] = NAN
+    rewards[5] = NAN
+    groups = rewards.view(-1, 16, 3)
+    z = (groups - groups.nanmean(1, keepdim=True)) / (nan_std(groups, 1) + 1e-4)
+    total = (z * weights).nansum(2).flatten()
+    total[rewards.isnan().all(1)] = NAN
+    trl = ((total - total.nanmean()) / (nan_std(total, 0) + 1e-4)).nan_to_num(0.0)
+    close(advantages(rewards, 16, weights=weights, method="gdpo"), trl)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.2])
+def test_agrees_with_trl_rloo(missing):
+    rewards = normal(64)
+    rewards[torch.rand(64, generator=torch.Generator().manual_seed(3)) < missing] = NAN
+    groups = rewards.view(-1, 16)
+    others = (~groups.isnan()).sum(1, keepdim=True) - 1
+    trl = (groups - (groups.nansum(1, keepdim=True) - groups) / others).flatten().nan_to_num(0.0)
+    close(advantages(rewards, 16, method="rloo"), trl)
+
+
+def test_agrees_with_population_standard_deviation():
+    rewards = normal(64)
+    groups = rewards.view(-1, 8)
+    population = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, correction=0, keepdim=True) + 1e-8)
+    close(advantages(rewards, 8, eps=1e-8, ddof=0), population.flatten())
+
+
+def test_rloo_is_the_gap_to_the_mean_of_the_others():
+    close(advantages([1.0, 2.0, 6.0], 3, method="rloo"), torch.tensor([-3.0, -1.5, 4.5], dtype=F64))
+
+
+# Exact zeros.
+
+CONSTANTS = [round(0.05 * i, 2) for i in range(1, 20)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_constant_groups_have_exactly_zero_advantages(method, scale, dtype):
+    for group_size in range(2, 33):
+        # One group for each constant.
+        rewards = torch.tensor(CONSTANTS).to(dtype).repeat_interleave(group_size)
+        for eps in (0.0, 1e-9, 1e-4):
+            got = advantages(rewards, group_size, method=method, scale=scale, eps=eps)
+            assert (got == 0).all(), (group_size, eps)
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_constant_batches_of_several_objectives_have_exactly_zero_advantages(method, scale):
+    weights = torch.tensor([0.3, 0.6, 0.1])
+    for group_size in (2, 3, 7, 30, 32):
+        for a, b in itertools.pairwise(CONSTANTS):
+            rewards = torch.tensor([a, b, 1 - a]).expand(2 * group_size, 3)
+            got = advantages(rewards, group_size, method=method, scale=scale, eps=1e-9, weights=weights)
+            assert (got == 0).all(), (group_size, a, b)
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_groups_of_one_have_zero_advantages(method, scale):
+    for ddof in (0, 1, 2):
+        for eps in (0.0, 1e-4):
+            got = advantages(normal(9, 2), 1, method=method, scale=scale, ddof=ddof, eps=eps)
+            assert (got == 0).all()
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_equal_rewards_have_equal_advantages(method, scale):
+    rewards = torch.tensor([0.1, 0.7, 0.1, 0.3, 0.7, 0.1])
+    got = advantages(rewards, 6, method=method, scale=scale)
+    assert got[0] == got[2] == got[5]
+    assert got[1] == got[4]
+    assert got[0] < got[3] < got[1]
+
+
+def test_a_large_common_offset_is_centred_away():
+    small = normal(32).mul(64).round() / 64
+    for method, scale in COMBINATIONS:
+        got = advantages(small + 2.0**30, 8, method=method, scale=scale)
+        close(got, advantages(small, 8, method=method, scale=scale))
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_a_zero_divisor_gives_zero(scale):
+    # Two rewards leave no degree of freedom at ddof=2: the standard deviation is 0 although they differ.
+    assert advantages([0.0, 1.0], 2, eps=0.0, ddof=2, scale=scale).tolist() == [0.0, 0.0]
+    close(advantages([0.0, 1.0], 2, eps=0.5, ddof=2, scale=scale), torch.tensor([-1.0, 1.0], dtype=F64))
+    assert advantages([[0.0], [1.0]], 2, eps=0.0, ddof=2, scale=scale, method="gdpo").tolist() == [0.0, 0.0]
+
+
+# NaN: not scored.
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_unscored_rows_get_zero_and_change_nothing(method, scale):
+    rewards = normal(8, 2)
+    with_gaps = torch.full((12, 2), NAN, dtype=F64)
+    rows = [0, 2, 3, 5, 6, 7, 9, 10]
+    with_gaps[rows] = rewards
+    ids = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
+    got = advantages(with_gaps, group_ids=ids, method=method, scale=scale)
+    close(got[rows], advantages(rewards, group_ids=ids[rows], method=method, scale=scale))
+    assert (got[[1, 4, 8, 11]] == 0).all()
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_a_row_with_some_nan_is_scored_by_the_rest(method, scale):
+    rewards = normal(12, 3)
+    rewards[1, 0] = rewards[4, 2] = rewards[5, 0] = rewards[5, 1] = rewards[9] = NAN
+    got = advantages(rewards, 6, method=method, scale=scale)
+    close(got, expected(rewards, blocks(12, 6), method=method, scale=scale))
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_a_group_with_one_scored_row_gets_zero(method, scale):
+    rewards = torch.tensor([NAN, 0.7, NAN, NAN, 0.1, 0.2, 0.3, 0.4], dtype=F64)
+    got = advantages(rewards, 4, method=method, scale=scale)
+    if method != "gdpo":
+        assert (got[:4] == 0).all()
+    close(got, expected(rewards, blocks(8, 4), method=method, scale=scale))
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_nothing_scored_gives_zeros(method, scale):
+    assert (advantages(torch.full((6, 2), NAN), 3, method=method, scale=scale) == 0).all()
+    assert (advantages(torch.full((6,), NAN), 3, method=method, scale=scale, eps=0.0) == 0).all()
+
+
+def test_a_nan_reward_is_not_scored_even_with_weight_zero():
+    rewards = torch.tensor([[1.0, NAN], [2.0, NAN], [NAN, 7.0], [NAN, NAN]], dtype=F64)
+    weights = torch.tensor([1.0, 0.0], dtype=F64)
+    got = advantages(rewards, 4, weights=weights, method="dr_grpo")
+    # Row 2 is scored, with 0 times 7; row 3 is not.
+    assert got.tolist() == [0.0, 1.0, -1.0, 0.0]
+
+
+# Infinity.
+
+
+@pytest.mark.parametrize("value", [INF, -INF])
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_infinity_makes_its_group_nan_and_the_batch_where_batch_statistics_are_used(method, scale, value):
+    rewards = normal(12)
+    rewards[5] = value
+    got = advantages(rewards, 4, method=method, scale=scale)
+    assert got[4:8].isnan().all()
+    if scale == "batch" or method == "gdpo":
+        assert got.isnan().all()
+    else:
+        clean = advantages(normal(12), 4, method=method, scale=scale)
+        assert torch.equal(got[[0, 1, 2, 3, 8, 9, 10, 11]], clean[[0, 1, 2, 3, 8, 9, 10, 11]])
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_a_group_of_only_infinities_is_nan(method, scale):
+    for values in ([INF, INF, INF], [INF, -INF, INF], [-INF]):
+        got = advantages(torch.tensor(values), len(values), method=method, scale=scale)
+        assert got.isnan().all(), values
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_opposite_infinities_in_one_row_are_scored_and_poison_the_group(method, scale):
+    rewards = normal(6, 2)
+    rewards[1] = torch.tensor([INF, -INF])
+    assert advantages(rewards, 3, method=method, scale=scale)[:3].isnan().all()
+
+
+# Groups.
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_contiguous_groups_equal_their_ids(method, scale):
+    rewards, weights = normal(24, 2), normal(24, 2, seed=1)
+    by_size = advantages(rewards, 6, weights=weights, method=method, scale=scale)
+    ids = torch.arange(24) // 6
+    close(advantages(rewards, group_ids=ids, weights=weights, method=method, scale=scale), by_size)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.int16, torch.int8])
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_group_ids_are_labels_in_any_order(method, scale, dtype):
+    info = torch.iinfo(dtype)
+    labels = torch.tensor([info.max, info.min, -1, 0, 7, 100], dtype=dtype)
+    picks = torch.randint(0, 6, (40,), generator=torch.Generator().manual_seed(0))
+    rewards = normal(40)
+    got = advantages(rewards, group_ids=labels[picks], method=method, scale=scale)
+    close(got, expected(rewards, picks.tolist(), method=method, scale=scale))
+
+
+@given(batches(), st.randoms(use_true_random=False))
+def test_permuting_rows_permutes_advantages(case, random):
+    rewards, labels, weights, options = case
+    rows = random.sample(range(len(rewards)), len(rewards))
+    ids = torch.tensor(labels, dtype=torch.int64)
+    per_sample = weights is not None and weights.ndim == 2
+    shuffled = advantages(
+        rewards[rows], group_ids=ids[rows], weights=weights[rows] if per_sample else weights, **options
+    )
+    close(shuffled, advantages(rewards, group_ids=ids, weights=weights, **options)[rows], 1e-8)
+
+
+@given(batches(), st.integers(-40, 40))
+def test_scaling_rewards_scales_unscaled_advantages(case, exponent):
+    rewards, labels, weights, options = case
+    if options["method"] == "gdpo":
+        return
+    options |= {"scale": "none"}
+    ids = torch.tensor(labels, dtype=torch.int64)
+    got = advantages(rewards * 2.0**exponent, group_ids=ids, weights=weights, **options)
+    assert torch.equal(got, advantages(rewards, group_ids=ids, weights=weights, **options) * 2.0**exponent)
+
+
+@given(batches(scored=True))
+def test_negating_rewards_negates_advantages(case):
+    rewards, labels, weights, options = case
+    ids = torch.tensor(labels, dtype=torch.int64)
+    got = advantages(-rewards, group_ids=ids, weights=weights, **options)
+    assert torch.equal(got, -advantages(rewards, group_ids=ids, weights=weights, **options))
+
+
+@given(batches())
+def test_unscored_padding_rows_change_nothing(case):
+    rewards, labels, weights, options = case
+    n, m = rewards.shape
+    ids = torch.tensor([*labels, 0, 77], dtype=torch.int64)
+    padded = torch.cat([rewards, torch.full((2, m), NAN, dtype=F64)])
+    if weights is not None and weights.ndim == 2:
+        padded_weights = torch.cat([weights, torch.ones(2, m, dtype=F64)])
+    else:
+        padded_weights = weights
+    got = advantages(padded, group_ids=ids, weights=padded_weights, **options)
+    close(got[:n], advantages(rewards, group_ids=ids[:n], weights=weights, **options), 1e-8)
+    assert (got[n:] == 0).all()
+
+
+@pytest.mark.parametrize("method", ["grpo", "dr_grpo", "rloo"])
+def test_a_batch_of_groups_equals_a_loop_bitwise(method):
+    rewards = normal(60, 2)
+    got = advantages(rewards, 6, method=method)
+    loop = [advantages(rewards[i : i + 6], 6, method=method) for i in range(0, 60, 6)]
+    assert torch.equal(got, torch.cat(loop))
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 7, 8, 9, 31, 33, 64, 65, 127])
+def test_group_sizes_around_vector_widths(group_size):
+    rewards = normal(3 * group_size, 2)
+    for method, scale in COMBINATIONS:
+        got = advantages(rewards, group_size, method=method, scale=scale)
+        want = expected(rewards, blocks(3 * group_size, group_size), method=method, scale=scale)
+        close(got, want)
+
+
+def test_large_groups():
+    groups = normal(3, 30_011)
+    centred = groups - groups.mean(1, keepdim=True)
+    z = centred / (groups.std(1, keepdim=True) + 1e-4)
+    close(advantages(groups.flatten(), 30_011), z.flatten())
+    close(advantages(groups.flatten(), 30_011, method="rloo"), (centred * (30_011 / 30_010)).flatten())
+    close(advantages(groups.flatten(), 30_011, method="gdpo"), (z / (z.std() + 1e-4)).flatten())
+
+
+# Weights.
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_weights_of_objectives_equal_the_same_per_sample(method, scale):
+    rewards, weights = normal(12, 3), normal(3, seed=1)
+    row = advantages(rewards, 4, weights=weights, method=method, scale=scale)
+    full = weights.expand(12, 3)
+    assert torch.equal(advantages(rewards, 4, weights=full, method=method, scale=scale), row)
+    assert torch.equal(advantages(rewards, 4, weights=full.contiguous(), method=method, scale=scale), row)
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_no_weights_are_ones(method, scale):
+    rewards = normal(12, 3)
+    ones = advantages(rewards, 4, weights=torch.ones(3, dtype=F64), method=method, scale=scale)
+    assert torch.equal(advantages(rewards, 4, method=method, scale=scale), ones)
+
+
+def test_weights_of_another_float_dtype_are_widened():
+    rewards, weights = normal(12, 3), torch.tensor([0.3, 0.6, 0.1])
+    for w in (weights, weights.double()):
+        close(advantages(rewards, 4, weights=w), expected(rewards, blocks(12, 4), weights))
+    close(
+        advantages(rewards.float(), 4, weights=weights.double() / 3),
+        expected(rewards.float(), blocks(12, 4), weights.double() / 3),
+        2e-7,
+    )
+
+
+# Dtypes, strides and sizes.
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(F64, 1e-12), (torch.float32, 1.2e-7), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)],
+)
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_statistics_are_float64_and_the_result_has_the_dtype_of_the_rewards(method, scale, dtype, tolerance):
+    rewards = normal(48, 2, dtype=dtype)
+    got = advantages(rewards, 8, method=method, scale=scale)
+    assert got.dtype == dtype
+    want = expected(rewards, blocks(48, 8), method=method, scale=scale)
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+)
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_integers_and_bools_become_float32(method, scale, dtype):
+    rewards = torch.tensor(GDPO_REWARDS).to(dtype)
+    got = advantages(rewards, 4, method=method, scale=scale)
+    assert got.dtype == torch.float32
+    close(got, advantages(rewards.float(), 4, method=method, scale=scale))
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_any_strides_give_the_same_bits(method, scale, dtype):
+    rewards, weights = normal(12, 3, dtype=dtype), normal(12, 3, seed=1, dtype=torch.float32)
+    options = {"method": method, "scale": scale}
+    got = advantages(rewards, 4, weights=weights, **options)
+
+    def strided(x: torch.Tensor) -> torch.Tensor:
+        padded = torch.full((24, 8), NAN, dtype=x.dtype)
+        padded[::2, 1:7:2] = x
+        return padded[::2, 1:7:2]
+
+    assert torch.equal(advantages(strided(rewards), 4, weights=strided(weights), **options), got)
+    columns = rewards.T.contiguous().T, weights.T.contiguous().T
+    assert torch.equal(advantages(columns[0], 4, weights=columns[1], **options), got)
+    column = advantages(rewards[:, 1].contiguous(), 4, **options)
+    assert torch.equal(advantages(rewards[:, 1], 4, **options), column)
+    ids = (torch.arange(12) // 4)[:, None].repeat(1, 2)
+    by_ids = advantages(rewards, group_ids=ids[:, 0].contiguous(), **options)
+    assert torch.equal(advantages(rewards, group_ids=ids[:, 0], **options), by_ids)
+
+
+def test_expanded_rewards_are_constant():
+    for method, scale in COMBINATIONS:
+        got = advantages(torch.tensor([0.1]).expand(12), 4, method=method, scale=scale)
+        assert got.shape == (12,)
+        assert (got == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_a_read_only_memory_map_is_only_read(tmp_path):
+    x = np.random.default_rng(0).random((32, 3))
+    x.tofile(tmp_path / "rewards")
+    mapped = torch.from_numpy(np.memmap(tmp_path / "rewards", dtype=np.float64, mode="r", shape=x.shape))
+    for method in METHODS:
+        assert torch.equal(
+            advantages(mapped, 8, method=method), advantages(torch.from_numpy(x), 8, method=method)
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_no_rewards_give_no_advantages(method, scale, dtype):
+    for rewards in (torch.empty(0, dtype=dtype), torch.empty(0, 2, dtype=dtype)):
+        for groups in ({"group_size": 4}, {"group_ids": torch.empty(0, dtype=torch.int64)}):
+            got = morlfast.group_advantages(rewards, **groups, method=method, scale=scale)
+            assert got.shape == (0,)
+            assert got.dtype == dtype
+
+
+def test_negative_zero_and_denormals_are_numbers():
+    assert (advantages([-0.0, 0.0, -0.0], 3, eps=0.0) == 0).all()
+    tiny = 5e-324
+    got = advantages([0.0, 2 * tiny, 4 * tiny], 3, method="dr_grpo")
+    assert got.tolist() == [-2 * tiny, 0.0, 2 * tiny]
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_inputs_are_left_unchanged(method, scale):
+    inputs = [normal(12, 3), normal(12, 3, seed=1), torch.arange(12) % 3]
+    copies = [x.clone() for x in inputs]
+    advantages(inputs[0], group_ids=inputs[2], weights=inputs[1], method=method, scale=scale)
+    for x, copy in zip(inputs, copies, strict=True):
+        assert torch.equal(x, copy)
+        assert x._version == 0
+
+
+def test_the_result_is_detached():
+    got = advantages(normal(8).requires_grad_(), 4)
+    assert not got.requires_grad
+    weights = torch.ones(2, dtype=F64, requires_grad=True)
+    assert not advantages(normal(8, 2), 4, weights=weights).requires_grad
+
+
+# Errors.
+
+R = torch.ones(12, 3)
+
+
+def test_exactly_one_way_to_name_the_groups():
+    with pytest.raises(ValueError, match=r"group_size.*group_ids|group_ids.*group_size"):
+        advantages(R)
+    with pytest.raises(ValueError, match=r"group_size.*group_ids|group_ids.*group_size"):
+        advantages(R, 4, group_ids=torch.arange(12))
+
+
+@pytest.mark.parametrize("group_size", [5, 24, 0, -1, -12, 2**62])
+def test_group_size_must_divide_the_rows(group_size):
+    with pytest.raises(ValueError, match="group_size"):
+        advantages(R, group_size)
+
+
+@pytest.mark.parametrize("group_size", [0, -1])
+def test_group_size_must_be_positive_even_for_no_rows(group_size):
+    with pytest.raises(ValueError, match="group_size"):
+        advantages(torch.empty(0), group_size)
+
+
+@pytest.mark.parametrize("group_size", [4.0, "4", [4]])
+def test_group_size_must_be_an_integer(group_size):
+    with pytest.raises(TypeError, match="group_size"):
+        advantages(R, group_size)
+
+
+@pytest.mark.parametrize("group_ids", [torch.ones(12), torch.ones(12, dtype=torch.complex64), "abc"])
+def test_group_ids_must_be_integers(group_ids):
+    with pytest.raises(TypeError, match="group_ids"):
+        advantages(R, group_ids=group_ids)
+
+
+@pytest.mark.parametrize("shape", [(), (11,), (13,), (12, 1), (1, 12)])
+def test_group_ids_must_have_one_entry_per_row(shape):
+    with pytest.raises(ValueError, match="group_ids"):
+        advantages(R, group_ids=torch.ones(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("shape", [(), (12, 3, 1)])
+def test_rewards_must_be_rows_or_rows_by_objectives(shape):
+    with pytest.raises(ValueError, match="rewards"):
+        advantages(torch.ones(shape), 1)
+
+
+@pytest.mark.parametrize("rewards", [None, "abc", torch.ones(4, dtype=torch.complex64)])
+def test_rewards_must_be_tensors_of_numbers(rewards):
+    with pytest.raises(TypeError, match="rewards"):
+        morlfast.group_advantages(rewards, 2)
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (4,), (12,), (1, 3), (12, 1), (11, 3), (3, 12), (12, 3, 1)])
+def test_weights_must_fit(shape):
+    with pytest.raises(ValueError, match="weights"):
+        advantages(R, 4, weights=torch.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (12,), (12, 1), (1, 1)])
+def test_weights_of_one_objective_are_one_number(shape):
+    with pytest.raises(ValueError, match="weights"):
+        advantages(R[:, 0], 4, weights=torch.ones(shape))
+
+
+@pytest.mark.parametrize("weights", ["abc", torch.ones(3, dtype=torch.complex64)])
+def test_weights_must_be_numbers(weights):
+    with pytest.raises(TypeError, match="weights"):
+        advantages(R, 4, weights=weights)
+
+
+@pytest.mark.parametrize("method", ["ppo", "", "GRPO", None, 0])
+def test_method_must_be_known(method):
+    with pytest.raises((TypeError, ValueError), match="method"):
+        advantages(R, 4, method=method)
+
+
+@pytest.mark.parametrize("scale", ["std", "", "Group", 0, True])
+def test_scale_must_be_known(scale):
+    with pytest.raises((TypeError, ValueError), match="scale"):
+        advantages(R, 4, scale=scale)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_dr_grpo_takes_no_scale(scale):
+    with pytest.raises(ValueError, match="scale"):
+        advantages(R, 4, method="dr_grpo", scale=scale)
+
+
+@pytest.mark.parametrize("eps", ["small", [1e-4], None])
+def test_eps_must_be_a_number(eps):
+    with pytest.raises(TypeError, match="eps"):
+        advantages(R, 4, eps=eps)
+
+
+@pytest.mark.parametrize("eps", [-1e-4, NAN])
+def test_eps_must_not_be_negative_or_nan(eps):
+    with pytest.raises(ValueError, match="eps"):
+        advantages(R, 4, eps=eps)
+
+
+@pytest.mark.parametrize("ddof", ["one", 1.5, None])
+def test_ddof_must_be_an_integer(ddof):
+    with pytest.raises(TypeError, match="ddof"):
+        advantages(R, 4, ddof=ddof)
+
+
+def test_ddof_must_not_be_negative():
+    with pytest.raises(ValueError, match="ddof"):
+        advantages(R, 4, ddof=-1)
+
+
+@pytest.mark.parametrize("name", ["rewards", "weights", "group_ids"])
+def test_other_devices_must_match(name):
+    arguments = {"rewards": R, "weights": torch.ones(3), "group_ids": torch.arange(12)}
+    arguments[name] = arguments[name].to("meta")
+    with pytest.raises(ValueError, match="device"):
+        morlfast.group_advantages(**arguments)

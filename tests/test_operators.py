@@ -1,0 +1,425 @@
+"""The operators under torch's machinery: opcheck, compile, export, and tensors without plain memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import morlfast
+import pytest
+import torch
+
+F64 = torch.float64
+NAMES = ["hypervolume", "hypervolume_gradient", "non_dominated_sort", "group_advantages", "select_tokens"]
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+FRONTS = normal(3, 2, 9, 3).double()
+IDS = torch.tensor([4, -1, 4, 7, 7, -1, 4, 4])
+FLAGS = normal(8, 5, seed=2) > -0.5
+
+RAGGED = torch.tensor([[0, 9], [3, 1], [2, 2]])
+
+
+def volume(points: torch.Tensor, **options: Any) -> dict[str, Any]:
+    ref_point = torch.ones(points.shape[-1], dtype=F64)
+    return {
+        "points": points,
+        "ref_point": ref_point,
+        "lengths": None,
+        "maximize": False,
+        "nan_raises": True,
+    } | options
+
+
+def group(rewards: torch.Tensor, **options: Any) -> dict[str, Any]:
+    settings = {"method": 0, "scale": 1, "eps": 1e-4, "ddof": 1}
+    return {"rewards": rewards, "weights": None, "group_ids": None, "group_size": 0} | settings | options
+
+
+def tokens(entropies: torch.Tensor, **options: Any) -> dict[str, Any]:
+    settings = {"ratio": 0.3, "scope": 0, "group_size": 0, "group_ids": None}
+    return {"advantages": normal(8), "entropies": entropies, "mask": FLAGS} | settings | options
+
+
+HYPERVOLUME = [
+    volume(FRONTS),
+    volume(FRONTS[..., :2].float(), lengths=RAGGED, maximize=True, nan_raises=False),
+    volume(FRONTS[0, 0, :, :1]),
+    volume(FRONTS[:0]),
+]
+
+# By name, so that no test depends on the order of a schema.
+SAMPLES: dict[str, list[dict[str, Any]]] = {
+    "hypervolume": HYPERVOLUME,
+    "hypervolume_gradient": HYPERVOLUME,
+    "non_dominated_sort": [
+        {"points": FRONTS, "maximize": False, "nan_raises": True},
+        {"points": FRONTS.transpose(0, 1).float(), "maximize": True, "nan_raises": False},
+        {"points": FRONTS[0, 0, :, :2], "maximize": False, "nan_raises": True},
+        {"points": FRONTS[:, :, :0], "maximize": False, "nan_raises": True},
+    ],
+    "group_advantages": [
+        group(normal(8), group_size=4),
+        group(normal(8, 3), group_ids=IDS, weights=torch.ones(3, dtype=F64), method=1, scale=2),
+        group(normal(8, 3).bfloat16(), group_size=2, weights=torch.ones(8, 3, dtype=F64), method=2, ddof=0),
+        group(normal(3, 8).double().T, group_ids=IDS.int(), method=2, scale=0),
+    ],
+    "select_tokens": [
+        tokens(normal(8, 5, seed=1)),
+        tokens(normal(8, 5), advantages=normal(8, 5), mask=FLAGS.float(), scope=1, group_size=4),
+        tokens(normal(5, 8).double().T, mask=FLAGS.long(), scope=1, group_ids=IDS),
+        tokens(normal(8, 5).bfloat16(), ratio=1.0, scope=2),
+    ],
+}
+
+PUBLIC: dict[str, tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]] = {
+    "hypervolume": (
+        lambda z, r: morlfast.hypervolume(z, r, maximize=True),
+        (FRONTS, torch.zeros(3, dtype=F64)),
+    ),
+    "hypervolume mixed senses": (
+        lambda z, r: morlfast.hypervolume(z, r, maximize=[True, False, True]),
+        (FRONTS.float(), torch.zeros(2, 3)),
+    ),
+    "hypervolume lengths": (
+        lambda z, n: morlfast.hypervolume(z, 1.0, maximize=False, lengths=n, nan="worst"),
+        (FRONTS, RAGGED),
+    ),
+    "non_dominated_sort": (lambda z: morlfast.non_dominated_sort(z, maximize=[True, False, True]), (FRONTS,)),
+    "group_advantages": (lambda r: morlfast.group_advantages(r, 4), (normal(8),)),
+    "group_advantages gdpo": (
+        lambda r, w, g: morlfast.group_advantages(r, group_ids=g, weights=w, method="gdpo"),
+        (normal(8, 3), torch.ones(3), IDS),
+    ),
+    "select_tokens": (lambda a, h, v: morlfast.select_tokens(a, h, v, 0.3), (normal(8), normal(8, 5), FLAGS)),
+    "select_tokens groups": (
+        lambda a, h, v, g: morlfast.select_tokens(a, h, v, 0.3, scope="group", group_ids=g),
+        (normal(8), normal(8, 5), FLAGS, IDS),
+    ),
+}
+
+
+def operator(name: str) -> torch._ops.OpOverload:
+    return getattr(torch.ops.morlfast, name).default
+
+
+# Registration.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schemas_come_from_the_extension(name):
+    exported = morlfast._C.schemas[name]
+    schema = torch._C.parse_schema(exported if exported.startswith(name) else f"{name}{exported}")
+    registered = operator(name)._schema
+    assert [(a.name, str(a.type)) for a in registered.arguments] == [
+        (a.name, str(a.type)) for a in schema.arguments
+    ]
+    assert [str(r.type) for r in registered.returns] == [str(r.type) for r in schema.returns]
+    for sample in SAMPLES[name]:
+        assert {a.name for a in registered.arguments} == sample.keys()
+
+
+@pytest.mark.parametrize(("name", "sample"), [(name, i) for name in NAMES for i in range(len(SAMPLES[name]))])
+def test_opcheck(name, sample):
+    torch.library.opcheck(operator(name), (), SAMPLES[name][sample])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fakes_give_the_shape_dtype_and_strides_of_the_result(name):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for sample in SAMPLES[name]:
+        real = operator(name)(**sample)
+        with FakeTensorMode() as mode:
+            fake = operator(name)(
+                **{k: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for k, x in sample.items()}
+            )
+        for r, f in zip(*[x if isinstance(x, tuple) else (x,) for x in (real, fake)], strict=True):
+            assert (r.shape, r.dtype, r.stride()) == (f.shape, f.dtype, f.stride())
+
+
+def test_the_gradient_operator_gives_the_value_too():
+    for sample in SAMPLES["hypervolume_gradient"]:
+        value, grad_points = torch.ops.morlfast.hypervolume_gradient(**sample)
+        assert torch.equal(value, torch.ops.morlfast.hypervolume(**sample))
+        assert grad_points.shape == sample["points"].shape
+        assert grad_points.dtype == sample["points"].dtype
+        assert grad_points.is_contiguous()
+
+
+# Compile and export.
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", PUBLIC)
+def test_compile_without_a_graph_break(name, dynamic):
+    function, inputs = PUBLIC[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    assert torch.equal(compiled(*inputs), function(*inputs))
+    if dynamic and name in ("hypervolume", "non_dominated_sort"):
+        longer = (torch.cat([inputs[0], inputs[0] - 0.5], dim=-2), *inputs[1:])
+        assert torch.equal(compiled(*longer), function(*longer))
+
+
+@pytest.mark.parametrize(
+    "name", ["hypervolume lengths", "non_dominated_sort", "group_advantages gdpo", "select_tokens"]
+)
+def test_compile_with_inductor(name):
+    function, inputs = PUBLIC[name]
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(function, fullgraph=True)(*inputs), function(*inputs))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_hypervolume_is_differentiable(backend):
+    def loss(points: torch.Tensor, ref_point: torch.Tensor) -> torch.Tensor:
+        return morlfast.hypervolume(points, ref_point, maximize=False).log1p().sum()
+
+    torch._dynamo.reset()
+    points, ref = FRONTS.clone().requires_grad_(), torch.ones(3, dtype=F64, requires_grad=True)
+    eager = torch.autograd.grad(loss(points, ref), (points, ref))
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    torch.testing.assert_close(torch.autograd.grad(compiled(points, ref), (points, ref)), eager)
+
+
+def test_a_compiled_function_still_names_the_nan_row():
+    points = FRONTS[0, 0].clone()
+    points[7, 1] = float("nan")
+    torch._dynamo.reset()
+    compiled = torch.compile(PUBLIC["non_dominated_sort"][0], fullgraph=True, backend="aot_eager")
+    with pytest.raises(ValueError, match="7"):
+        compiled(points)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_export(name):
+    function, inputs = PUBLIC[name]
+
+    class Module(torch.nn.Module):
+        def forward(self, *args: torch.Tensor) -> torch.Tensor:
+            return function(*args)
+
+    program = torch.export.export(Module(), inputs)
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert any(target.startswith("morlfast.") for target in targets)
+    assert torch.equal(program.module()(*inputs), function(*inputs))
+
+
+def test_export_with_a_dynamic_batch():
+    class Module(torch.nn.Module):
+        def forward(self, points: torch.Tensor) -> torch.Tensor:
+            return morlfast.hypervolume(points, 1.0, maximize=False)
+
+    fronts = normal(6, 9, 3).double()
+    shape = {"points": {0: torch.export.Dim("batch"), 1: torch.export.Dim("n")}}
+    program = torch.export.export(Module(), (fronts,), dynamic_shapes=shape)
+    for points in (fronts, normal(11, 30, 3, seed=1).double()):
+        expected = morlfast.hypervolume(points, 1.0, maximize=False)
+        assert torch.equal(program.module()(points), expected)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_meta_tensors_give_meta_results(name):
+    function, inputs = PUBLIC[name]
+    real, meta = function(*inputs), function(*[x.to("meta") for x in inputs])
+    assert meta.is_meta
+    assert (meta.shape, meta.dtype) == (real.shape, real.dtype)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_parameters_and_inference_tensors_are_tensors(name):
+    function, inputs = PUBLIC[name]
+    expected = function(*inputs)
+    with torch.inference_mode():
+        assert torch.equal(function(*[x.clone() for x in inputs]), expected)
+    wrapped = [torch.nn.Parameter(x, requires_grad=x.is_floating_point()) for x in inputs]
+    assert torch.equal(function(*wrapped), expected)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_lazily_negated_tensors_are_read_with_their_sign(name):
+    function, inputs = PUBLIC[name]
+    lazy = [torch._neg_view(-x) if x.is_floating_point() else x for x in inputs]
+    assert torch.equal(function(*lazy), function(*inputs))
+
+
+# Whatever comes, a result or an exception: never a crash. Each script prints a case before it runs it.
+
+PRELUDE = f"""
+import sys
+import warnings
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._pytree import tree_leaves
+
+warnings.simplefilter("ignore")
+sys.path[:0] = {__file__.rsplit("/", 1)[0]!r},
+import test_operators as t
+import morlfast
+
+
+def attempt(label, call, make=lambda: ()):
+    try:
+        arguments = make()
+    except Exception:
+        return  # torch has no such tensor
+    print(label, end=": ", flush=True)
+    try:
+        # Reading every element would fault if the memory were not there.
+        for x in tree_leaves(call(*arguments)):
+            if type(x) is torch.Tensor and not x.is_meta:
+                x.sum().item()
+    except Exception as error:
+        print(type(error).__name__, str(error)[:200].replace(chr(10), " "), flush=True)
+    else:
+        print("result", flush=True)
+
+
+class Plain(torch.Tensor):
+    pass
+
+
+fake = FakeTensorMode(allow_non_fake_inputs=True)
+KINDS = {{
+    "fake": fake.from_tensor,
+    "meta": lambda x: x.to("meta"),
+    "functional": torch._to_functional_tensor,
+    "sparse": lambda x: x.to_sparse(),
+    "sparse csr": lambda x: x.to_sparse_csr(),
+    "mkldnn": lambda x: x.float().to_mkldnn(),
+    "quantized": lambda x: torch._empty_affine_quantized(x.shape, scale=1.0, zero_point=0, dtype=torch.qint8),
+    "nested": lambda x: torch.nested.nested_tensor(list(x)),
+    "jagged": lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged),
+    "zero tensor": lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype),
+    "negated view": torch._neg_view,
+    "subclass": lambda x: x.as_subclass(Plain),
+    "wrapper subclass": lambda x: TwoTensor(x.contiguous(), x.contiguous()),
+    "parameter": lambda x: torch.nn.Parameter(x, requires_grad=x.is_floating_point()),
+    "buffer": torch.nn.Buffer,
+    "uninitialized": lambda x: torch.nn.UninitializedParameter(),
+    "shared memory": lambda x: x.clone().share_memory_(),
+}}
+
+
+def no_storage(x):
+    x = x.clone()
+    x.untyped_storage().resize_(0)
+    return x
+"""
+
+
+def test_strange_tensors_never_crash_the_public_functions(run_python):
+    printed = run_python(
+        PRELUDE
+        + """
+for name, (f, inputs) in t.PUBLIC.items():
+    for kind, make in KINDS.items():
+        for i, x in enumerate(inputs):
+            attempt(f"{name}, {kind} {i}", f, lambda: (*inputs[:i], make(x), *inputs[i + 1 :]))
+        attempt(f"{name}, {kind} all", f, lambda: [make(x) for x in inputs])
+    batched = [x.expand(2, *x.shape) for x in inputs]
+    first_only = (0,) + (None,) * (len(inputs) - 1)
+    number = lambda *a: f(*a).double().sum()
+    attempt(f"{name}, vmap", lambda: torch.func.vmap(f)(*batched))
+    attempt(f"{name}, vmap of one", lambda: torch.func.vmap(f, first_only)(batched[0], *inputs[1:]))
+    attempt(f"{name}, grad", lambda: torch.func.grad(number)(*inputs))
+    attempt(f"{name}, jvp", lambda: torch.func.jvp(f, inputs, tuple(torch.ones_like(x) for x in inputs)))
+    attempt(f"{name}, jacrev", lambda: torch.func.jacrev(f)(*inputs))
+    attempt(f"{name}, jacfwd", lambda: torch.func.jacfwd(f)(*inputs))
+    attempt(f"{name}, hessian", lambda: torch.func.hessian(number)(*inputs))
+    attempt(f"{name}, functionalize", lambda: torch.func.functionalize(f)(*inputs))
+    attempt(f"{name}, trace", lambda: torch.jit.trace(f, inputs)(*inputs))
+    attempt(f"{name}, make_fx", lambda: make_fx(f)(*inputs)(*inputs))
+    with fake:
+        attempt(f"{name}, fake mode", lambda: f(*[fake.from_tensor(x) for x in inputs]))
+print("done")
+"""
+    )
+    assert printed.endswith("done\n")
+
+
+def test_strange_tensors_never_crash_the_operators(run_python):
+    printed = run_python(
+        PRELUDE
+        + """
+KINDS["no storage"] = no_storage
+for name in t.NAMES:
+    op = t.operator(name)
+    call = lambda sample: op(**sample)
+    for s, sample in enumerate(t.SAMPLES[name][:2]):
+        tensors = {k: x for k, x in sample.items() if isinstance(x, torch.Tensor)}
+        key, first = next(iter(tensors.items()))
+        for kind, make in KINDS.items():
+            for k, x in tensors.items():
+                attempt(f"{name} {s}, {kind} {k}", call, lambda: [sample | {k: make(x)}])
+            every = lambda: [sample | {k: make(x) for k, x in tensors.items()}]
+            attempt(f"{name} {s}, {kind} all", call, every)
+        batched = {k: x.expand(2, *x.shape) for k, x in tensors.items()}
+        attempt(f"{name} {s}, vmap", lambda: torch.func.vmap(lambda b: call(sample | b))(batched))
+        number = lambda x: tree_leaves(call(sample | {key: x}))[0].double().sum()
+        attempt(f"{name} {s}, grad", lambda: torch.func.grad(number)(first))
+        attempt(f"{name} {s}, requires grad", number, lambda: [first.clone().requires_grad_()])
+print("done")
+"""
+    )
+    assert printed.endswith("done\n")
+
+
+def test_bad_arguments_of_the_extension_are_type_or_value_errors(run_python):
+    printed = run_python(
+        PRELUDE
+        + """
+KINDS["no storage"] = no_storage
+OBJECTS = [None, "x", b"x", 1.5, 1j, [], {}, object(), torch, torch.float32, [torch.ones(2)]]
+NUMBERS = [-1, -2, 0, 1, 2, 3, 7, 100, 2**31, 2**62, 2**63 - 1, -(2**63), 2**64, True, False]
+REALS = [-1.0, 2.0, 1e300, -1e300, float("nan"), float("inf"), -float("inf")]
+DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
+          torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
+          torch.float8_e4m3fn, torch.uint16, torch.uint32, torch.uint64]
+SHAPES = [(), (0,), (1,), (3,), (0, 0), (1, 1), (2, 0), (0, 3), (8, 1), (1, 8), (3, 8), (5, 4, 3),
+          (2, 3, 9, 4), (1, 2, 3, 4, 5), (2**20, 0, 2**20), (2, 1, 1, 1, 1, 1, 1, 1, 2)]
+
+
+def bad_tensors(x):
+    yield from (lambda y=y: y for y in OBJECTS)
+    yield from (lambda make=make: make(x) for make in KINDS.values())
+    yield from (lambda dtype=dtype: x.to(dtype) for dtype in DTYPES)
+    yield from (lambda shape=shape: torch.ones(shape, dtype=x.dtype) for shape in SHAPES)
+    yield lambda: x.numpy()
+    yield lambda: torch.full_like(x, float("nan") if x.is_floating_point() else -(2**31))
+    yield lambda: torch.full_like(x, float("inf") if x.is_floating_point() else 2**31 - 1)
+    yield lambda: x.new_zeros(1).expand(2**40, 2**10, 3)  # sizes whose product overflows
+
+
+for name in t.NAMES:
+    function = getattr(morlfast._C, name)
+    call = lambda sample: function(**sample)
+    for s, sample in enumerate(t.SAMPLES[name]):
+        attempt(f"{name} {s}, good", call, lambda: [sample])
+        for k, value in sample.items():
+            if isinstance(value, torch.Tensor) or value is None:
+                bad = bad_tensors(torch.arange(8) if value is None else value)
+            else:
+                bad = (lambda x=x: x for x in OBJECTS + NUMBERS + REALS)
+            for i, make in enumerate(bad):
+                attempt(f"{name} {s}, {k} {i}", call, lambda: [sample | {k: make()}])
+    attempt(f"{name}, nothing", function)
+    attempt(f"{name}, unknown", call, lambda: [sample | {"unknown": 1}])
+print("done")
+"""
+    )
+    *lines, last = printed.splitlines()
+    assert last == "done"
+    outcomes = dict(line.split(": ", 1) for line in lines)
+    assert all(outcome == "result" for case, outcome in outcomes.items() if case.endswith("good")), outcomes
+    expected = ("result", "TypeError", "ValueError", "RuntimeError cannot allocate")
+    wrong = [f"{case}: {outcome}" for case, outcome in outcomes.items() if not outcome.startswith(expected)]
+    assert not wrong, "\n".join(wrong)
