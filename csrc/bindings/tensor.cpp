@@ -56,6 +56,12 @@ Dtype Tensor::dtype(const char* argument) const {
                         std::to_string(view.dtype.code)).c_str());
 }
 
+void* Tensor::current_stream() const {
+  void* stream = nullptr;
+  if (api->current_work_stream(view.device.device_type, view.device.device_id, &stream) != 0) throw nb::python_error();
+  return stream;
+}
+
 Shape Tensor::leading(int drop) const {
   Shape result;
   result.dims = view.ndim - drop;

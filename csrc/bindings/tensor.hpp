@@ -42,6 +42,8 @@ struct Tensor {
   bool is(DLDataTypeCode code, int bits) const {
     return view.dtype.code == code && view.dtype.bits == bits && view.dtype.lanes == 1;
   }
+  /// The caller's stream on the tensor's device, as torch has it now.
+  void* current_stream() const;
   const char* data() const { return static_cast<const char*>(view.data) + view.byte_offset; }
 
   /// The element type, or TypeError naming the argument.

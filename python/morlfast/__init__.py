@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 __all__ = ["group_advantages", "hypervolume", "non_dominated_sort", "select_tokens"]
 
 # A build that cannot be loaded still answers `python -m morlfast env`; every other use says why it failed.
-_import_error: ImportError | None = None
+_import_error: Exception | None = None
 try:
     import torch as torch  # first: the compiled module shares torch's OpenMP run-time
 
@@ -16,7 +16,7 @@ try:
     from morlfast.hypervolume import hypervolume
     from morlfast.pareto import non_dominated_sort
     from morlfast.tokens import select_tokens
-except ImportError as error:
+except (ImportError, OSError) as error:
     _import_error = error
 
     def __getattr__(name: str) -> Any:

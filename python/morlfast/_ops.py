@@ -90,3 +90,103 @@ for _fake in (
     _fake_select_tokens,
 ):
     torch.library.register_fake(f"morlfast::{_fake.__name__.removeprefix('_fake_')}", _fake, lib=_library)
+
+
+# --- CUDA: Triton where the work is dense tiles, CUDA C++ where it is irregular ---
+
+
+def has_cuda_kernels() -> bool:
+    """Whether the compiled module was built with nvcc."""
+    return _C.build_info["cuda"] is not None
+
+
+def _cuda_hypervolume(
+    points: Tensor,
+    ref_point: Tensor,
+    maximize: bool = False,
+    nan_raises: bool = True,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    return _cuda_value_and_gradient(points, ref_point, maximize, nan_raises, lengths, False)[0]
+
+
+def _cuda_hypervolume_gradient(
+    points: Tensor,
+    ref_point: Tensor,
+    maximize: bool = False,
+    nan_raises: bool = True,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    value, gradient = _cuda_value_and_gradient(points, ref_point, maximize, nan_raises, lengths, True)
+    assert gradient is not None
+    return value, gradient
+
+
+def _cuda_value_and_gradient(
+    points: Tensor,
+    ref_point: Tensor,
+    maximize: bool,
+    nan_raises: bool,
+    lengths: Tensor | None,
+    gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    if not has_cuda_kernels():
+        raise RuntimeError(
+            "hypervolume: points are on a CUDA device, but this morlfast was built without nvcc; build it where nvcc "
+            "is on the PATH (MORLFAST_CUDA=ON makes its absence an error), or move the points to the CPU"
+        )
+    _refuse_to_look(nan_raises)
+    from morlfast._cuda import hypervolume as kernels
+
+    return kernels.hypervolume(points, ref_point, maximize, lengths, gradient)
+
+
+def _cuda_non_dominated_sort(points: Tensor, maximize: bool = False, nan_raises: bool = True) -> Tensor:
+    _refuse_to_look(nan_raises)
+    from morlfast._triton import pareto as kernels
+
+    return kernels.non_dominated_sort(points, maximize, nan_raises)
+
+
+def _cuda_group_advantages(
+    rewards: Tensor,
+    group_size: int,
+    group_ids: Tensor | None = None,
+    weights: Tensor | None = None,
+    method: int = 0,
+    scale: int = 1,
+    eps: float = 1e-4,
+    ddof: int = 1,
+) -> Tensor:
+    from morlfast._triton import advantages as kernels
+
+    return kernels.group_advantages(rewards, group_size, group_ids, weights, method, scale, eps, ddof)
+
+
+def _cuda_select_tokens(
+    advantages: Tensor,
+    entropies: Tensor,
+    mask: Tensor,
+    ratio: float,
+    scope: int = 0,
+    group_size: int = 0,
+    group_ids: Tensor | None = None,
+) -> Tensor:
+    from morlfast._triton import tokens as kernels
+
+    return kernels.select_tokens(advantages, entropies, mask, ratio, scope, group_size, group_ids)
+
+
+def _refuse_to_look(nan_raises: bool) -> None:
+    if nan_raises:
+        raise ValueError("nan_raises: a CUDA operator must not synchronize to look for NaN; pass False")
+
+
+for _kernel in (
+    _cuda_hypervolume,
+    _cuda_hypervolume_gradient,
+    _cuda_non_dominated_sort,
+    _cuda_group_advantages,
+    _cuda_select_tokens,
+):
+    _library.impl(_kernel.__name__.removeprefix("_cuda_"), _kernel, "CUDA")

@@ -12,7 +12,7 @@ environment is MO-Gymnasium's `deep-sea-treasure-v0` (convex map), undiscounted.
 4. one Adam step on advantage * log-probability of the kept actions, plus a small entropy bonus;
 5. `hypervolume` and `non_dominated_sort` say how far the greedy policies are from the known front.
 
-Training needs 200,000 episodes, too many for an environment that steps in Python. It is finite and
+Training takes 288,000 episodes, too many for an environment that steps in Python. It is finite and
 deterministic, so `chart` first plays every action in every state it can reach, through `reset` and `step`
 alone, and episodes are then rolled out as tensors on the recorded table. The result is played afresh in the
 environment: one greedy episode for each of the 20 policies. Episodes seen in training do not count, since
@@ -45,7 +45,7 @@ from morlfast import group_advantages, hypervolume, non_dominated_sort, select_t
 
 ENVIRONMENT = "deep-sea-treasure-v0"
 PREFERENCES = 20
-EPISODES = 32  # in a group: those of one preference in one step
+EPISODES = 48  # in a group: those of one preference in one step
 HORIZON = 50  # time steps after which a training episode without treasure ends
 LEARNING_RATE = 0.05
 ENTROPY_BONUS = 0.02
