@@ -332,6 +332,13 @@ def test_infinity_makes_its_group_nan_and_the_batch_where_batch_statistics_are_u
 
 
 @pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
+def test_an_unscored_row_beside_an_infinite_one_is_still_zero(method, scale):
+    got = advantages([INF, 1.0, NAN, 2.0], 4, method=method, scale=scale)
+    assert got[2] == 0
+    assert got[[0, 1, 3]].isnan().all()
+
+
+@pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
 def test_a_group_of_only_infinities_is_nan(method, scale):
     for values in ([INF, INF, INF], [INF, -INF, INF], [-INF]):
         got = advantages(torch.tensor(values), len(values), method=method, scale=scale)
