@@ -4,9 +4,7 @@
 
 #include "operators.hpp"
 #include "tensor.hpp"
-#ifdef MORLFAST_HAS_CUDA
 #include "morlfast/cuda/hypervolume.hpp"
-#endif
 
 namespace morlfast::bindings {
 namespace {
@@ -96,7 +94,6 @@ std::pair<Result, Result> hypervolume_gradient(const Tensor& points, const Tenso
   return {std::move(value), std::move(gradient)};
 }
 
-#ifdef MORLFAST_HAS_CUDA
 /// (fronts, n, m) float64 on a CUDA device, or the matching type and shape; contiguous.
 void require_cuda(const Tensor& tensor, const char* argument, const Shape& shape, DLDataTypeCode code, int bits) {
   bool fits = tensor.view.device.device_type == kDLCUDA && tensor.is(code, bits) && tensor.dims() == shape.dims;
@@ -108,6 +105,14 @@ void require_cuda(const Tensor& tensor, const char* argument, const Shape& shape
   if (!fits)
     throw nb::value_error((std::string(argument) + ": expected a contiguous CUDA tensor that fits points, got " +
                            tensor.shape()).c_str());
+}
+
+void require_cuda_build() {
+#ifndef MORLFAST_HAS_CUDA
+  throw std::runtime_error(
+      "hypervolume: the points are on a CUDA device, but this morlfast was built without nvcc; build it where nvcc is "
+      "on the PATH (MORLFAST_CUDA=ON makes its absence an error), or move the points to the CPU");
+#endif
 }
 
 Shape checked_fronts(const Tensor& points) {
@@ -124,10 +129,13 @@ Shape orders_shape(const Shape& points) {
 
 std::pair<Result, Result> lexicographic_orders_cuda(const Tensor& points) {
   const Shape shape = checked_fronts(points), orders = orders_shape(shape);
+  require_cuda_build();
   Result order(points, orders, DLDataType{kDLInt, 32, 1}), rank(points, orders, DLDataType{kDLInt, 32, 1});
+#ifdef MORLFAST_HAS_CUDA
   cuda::lexicographic_orders(reinterpret_cast<const double*>(points.data()), shape.sizes[0], shape.sizes[1],
                              static_cast<int>(shape.sizes[2]), order.data<int32_t>(), rank.data<int32_t>(),
                              static_cast<cudaStream_t>(points.current_stream()));
+#endif
   return {std::move(order), std::move(rank)};
 }
 
@@ -135,22 +143,25 @@ std::pair<Result, Result> lexicographic_orders_cuda(const Tensor& points) {
 std::pair<Result, std::optional<Result>> hypervolume_cuda(const Tensor& points, const Tensor& ref_point,
                                                           const Tensor& order, const Tensor& rank, bool gradient) {
   const Shape shape = checked_fronts(points), orders = orders_shape(shape);
-  const int64_t fronts = shape.sizes[0], n = shape.sizes[1];
-  const int m = static_cast<int>(shape.sizes[2]);
-  require_cuda(ref_point, "ref_point", Shape{2, {fronts, m}}, kDLFloat, 64);
+  const int64_t fronts = shape.sizes[0];
+  require_cuda(ref_point, "ref_point", Shape{2, {fronts, shape.sizes[2]}}, kDLFloat, 64);
   require_cuda(order, "order", orders, kDLInt, 32);
   require_cuda(rank, "rank", orders, kDLInt, 32);
+  require_cuda_build();
   Result value(points, Shape{1, {fronts}}, points.view.dtype);
-  Result scratch(points, Shape{1, {fronts * cuda::hypervolume_scratch(n, m)}}, points.view.dtype);
   std::optional<Result> slopes;
   if (gradient) slopes.emplace(points, shape, points.view.dtype);
+#ifdef MORLFAST_HAS_CUDA
+  const int64_t n = shape.sizes[1];
+  const int m = static_cast<int>(shape.sizes[2]);
+  Result scratch(points, Shape{1, {fronts * cuda::hypervolume_scratch(n, m)}}, points.view.dtype);
   cuda::hypervolume(reinterpret_cast<const double*>(points.data()), reinterpret_cast<const double*>(ref_point.data()),
                     reinterpret_cast<const int32_t*>(order.data()), reinterpret_cast<const int32_t*>(rank.data()),
                     fronts, n, m, value.data<double>(), slopes ? slopes->data<double>() : nullptr,
                     scratch.data<double>(), static_cast<cudaStream_t>(points.current_stream()));
+#endif
   return {std::move(value), std::move(slopes)};
 }
-#endif
 
 }  // namespace
 
@@ -164,10 +175,8 @@ void define_hypervolume(nb::module_& module, nb::dict& schemas) {
       "(Tensor value, Tensor gradient)";
   module.def("hypervolume_gradient", &hypervolume_gradient, "points"_a, "ref_point"_a, "maximize"_a = false,
              "nan_raises"_a = true, "lengths"_a = nb::none());
-#ifdef MORLFAST_HAS_CUDA
   module.def("lexicographic_orders_cuda", &lexicographic_orders_cuda, "points"_a);
   module.def("hypervolume_cuda", &hypervolume_cuda, "points"_a, "ref_point"_a, "order"_a, "rank"_a, "gradient"_a);
-#endif
 }
 
 }  // namespace morlfast::bindings

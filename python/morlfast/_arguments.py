@@ -73,9 +73,7 @@ def nan_raises(nan: NanPolicy | None, points: Tensor) -> bool:
         if len(rows) > 0:
             *batch, row = rows[0].tolist()
             where = f"row {row}" + (f" of batch index {tuple(batch)}" if batch else "")
-            raise ValueError(
-                f'points: expected no NaN, got NaN in {where}; pass nan="worst" to rank such rows last'
-            )
+            raise ValueError(f'points: expected no NaN, got NaN in {where}; pass nan="worst" to rank such rows last')
         return False
     return nan == "raise"
 
@@ -98,12 +96,12 @@ def as_group_ids(group_ids: Any, rows: int, like_name: str, like: Tensor) -> Ten
     return tensor if tensor.dtype in (torch.int32, torch.int64) else tensor.to(torch.int64)
 
 
-def check_group_size(group_size: Any, rows: int) -> int:
+def check_group_size(group_size: Any, rows: int) -> None:
     if not isinstance(group_size, (int, torch.SymInt)) or isinstance(group_size, bool):
         raise TypeError(f"group_size: expected an int, got {group_size!r}")
-    if group_size < 1 or rows % group_size != 0:
+    size: Any = group_size
+    if size < 1 or rows % size != 0:
         raise ValueError(f"group_size: expected a positive divisor of the {rows} rollouts, got {group_size}")
-    return group_size
 
 
 def check_number(value: Any, name: str) -> None:

@@ -7,6 +7,8 @@ Triton kernels are imported when the first CUDA tensor arrives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,12 +24,12 @@ for _name, _schema in _C.schemas.items():
     # No derivative at operator level (`autograd.Function` stands outside); nothing to run or warn about there.
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
-_ops = torch.ops.morlfast
-hypervolume = _ops.hypervolume.default
-hypervolume_gradient = _ops.hypervolume_gradient.default
-non_dominated_sort = _ops.non_dominated_sort.default
-group_advantages = _ops.group_advantages.default
-select_tokens = _ops.select_tokens.default
+_operators = torch.ops.morlfast
+hypervolume: Callable[..., Tensor] = _operators.hypervolume.default
+hypervolume_gradient: Callable[..., tuple[Tensor, Tensor]] = _operators.hypervolume_gradient.default
+non_dominated_sort: Callable[..., Tensor] = _operators.non_dominated_sort.default
+group_advantages: Callable[..., Tensor] = _operators.group_advantages.default
+select_tokens: Callable[..., Tensor] = _operators.select_tokens.default
 
 
 # --- fakes: shapes and dtypes of results ---
@@ -95,11 +97,6 @@ for _fake in (
 # --- CUDA: Triton where the work is dense tiles, CUDA C++ where it is irregular ---
 
 
-def has_cuda_kernels() -> bool:
-    """Whether the compiled module was built with nvcc."""
-    return _C.build_info["cuda"] is not None
-
-
 def _cuda_hypervolume(
     points: Tensor,
     ref_point: Tensor,
@@ -130,11 +127,6 @@ def _cuda_value_and_gradient(
     lengths: Tensor | None,
     gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    if not has_cuda_kernels():
-        raise RuntimeError(
-            "hypervolume: points are on a CUDA device, but this morlfast was built without nvcc; build it where nvcc "
-            "is on the PATH (MORLFAST_CUDA=ON makes its absence an error), or move the points to the CPU"
-        )
     _refuse_to_look(nan_raises)
     from morlfast._cuda import hypervolume as kernels
 

@@ -13,7 +13,12 @@ Method = Literal["grpo", "dr_grpo", "rloo", "gdpo"]
 Scale = Literal["group", "batch", "none"]
 
 # Codes of the operator, and the scale that the paper's own formula uses.
-_METHODS = {"grpo": (0, "group"), "dr_grpo": (0, "none"), "rloo": (1, "none"), "gdpo": (2, "group")}
+_METHODS: dict[str, tuple[int, Scale]] = {
+    "grpo": (0, "group"),
+    "dr_grpo": (0, "none"),
+    "rloo": (1, "none"),
+    "gdpo": (2, "group"),
+}
 _SCALES = {"none": 0, "group": 1, "batch": 2}
 
 
@@ -86,7 +91,7 @@ def group_advantages(
         raise ValueError(f"method: expected one of {', '.join(_METHODS)}, got {method!r}")
     code, own_scale = _METHODS[method]
     if scale is None:
-        scale = own_scale  # type: ignore[assignment]
+        scale = own_scale
     elif scale not in _SCALES:
         raise ValueError(f"scale: expected one of {', '.join(_SCALES)}, got {scale!r}")
     elif method == "dr_grpo" and scale != "none":
@@ -106,10 +111,10 @@ def group_advantages(
 
 
 def _as_weights(weights: Any, rewards: Tensor) -> Tensor:
-    weights = as_floating(weights, "weights", device=rewards.device).detach()
+    tensor = as_floating(weights, "weights", device=rewards.device).detach()
     objectives = rewards.shape[1] if rewards.dim() == 2 else 1
-    if weights.shape != (objectives,) and weights.shape != rewards.shape:
+    if tensor.shape != (objectives,) and tensor.shape != rewards.shape:
         each = f" or {tuple(rewards.shape)}" if rewards.dim() == 2 else ""
-        raise ValueError(f"weights: expected shape ({objectives},){each}, got {tuple(weights.shape)}")
-    same_device("rewards", rewards, "weights", weights)
-    return weights
+        raise ValueError(f"weights: expected shape ({objectives},){each}, got {tuple(tensor.shape)}")
+    same_device("rewards", rewards, "weights", tensor)
+    return tensor

@@ -185,9 +185,7 @@ class Outcome(NamedTuple):
     curve: dict[int, Tensor]  # step -> shares
 
 
-def learn(
-    env: Any, sea: Sea, scale: Literal["batch", "group"], steps: int, seed: int, progress: Progress
-) -> Outcome:
+def learn(env: Any, sea: Sea, scale: Literal["batch", "group"], steps: int, seed: int, progress: Progress) -> Outcome:
     """Train a policy for each preference and play it in the environment."""
     policies, curve = train(sea, equal_angles(PREFERENCES), scale, steps, seed, progress)
     returns = play_greedily(env, sea, policies)
@@ -348,9 +346,7 @@ def one_thread() -> Iterator[None]:
 LABELS = {"found": "greedy policies", "stock": "same, stock GDPO (scale='group')", "random": "random play"}
 
 
-def print_table(
-    found: Outcome, stock: Outcome, random_shares: Tensor, progress: Progress, seconds: float
-) -> None:
+def print_table(found: Outcome, stock: Outcome, random_shares: Tensor, progress: Progress, seconds: float) -> None:
     ref_points = "".join(f"{_point(ref_point):>11}" for ref_point in REF_POINTS)
     print(f"\n{'share of the known hypervolume at':40}{ref_points}   optimal returns")
     known = len(progress.known_front)

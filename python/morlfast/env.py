@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,16 @@ def _lines() -> Iterator[tuple[str, str]]:
         yield "operators", f"not available: {error}"
         return
     for operator in _GPU_KERNELS:
-        yield operator, f"cpu: C++ · cuda: {_probe(lambda name=operator: _on_gpu(name, torch, module))}"
+        yield operator, f"cpu: C++ · cuda: {_probe(partial(_on_gpu, operator, torch, module))}"
 
 
 def _on_gpu(operator: str, torch: Any, module: Any) -> str:
     kernel = _GPU_KERNELS[operator]
-    if not torch.cuda.is_available():
-        return f"{kernel}, but torch sees no device"
-    if kernel == "Triton":
-        found = importlib.util.find_spec("triton") is not None
-        return "Triton, compiled at first use" if found else "not available: pip install triton"
-    return kernel if module.build_info["cuda"] else "not available: this morlfast was built without nvcc"
+    if kernel == "Triton" and importlib.util.find_spec("triton") is None:
+        return "not available: pip install triton"
+    if kernel == "CUDA C++" and module.build_info["cuda"] is None:
+        return "not available: this morlfast was built without nvcc"
+    return kernel if torch.cuda.is_available() else f"{kernel}, but torch sees no device"
 
 
 def _devices(torch: Any) -> str:

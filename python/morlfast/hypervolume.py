@@ -82,7 +82,7 @@ def hypervolume(
     if lengths is not None:
         lengths = _as_lengths(lengths, points)
     if torch.is_grad_enabled() and (points.requires_grad or ref_point.requires_grad):
-        value: Tensor = _Hypervolume.apply(points, ref_point, maximize, raises, lengths)
+        value: Tensor = _Hypervolume.apply(points, ref_point, maximize, raises, lengths)  # type: ignore[no-untyped-call]
         return value
     return _ops.hypervolume(points, ref_point, maximize, raises, lengths)
 
@@ -100,7 +100,7 @@ def _as_lengths(lengths: Any, points: Tensor) -> Tensor:
 
 class _Hypervolume(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, points: Tensor, ref_point: Tensor, maximize: bool, raises: bool, lengths: Tensor | None
     ) -> Tensor:
         value, gradient = _ops.hypervolume_gradient(points, ref_point, maximize, raises, lengths)
@@ -108,9 +108,9 @@ class _Hypervolume(torch.autograd.Function):
         return value  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
         gradient, points, ref_point = ctx.saved_tensors
-        grad_points: Tensor = _ScaledGradient.apply(gradient, grad_value, points, ref_point)
+        grad_points: Tensor = _ScaledGradient.apply(gradient, grad_value, points, ref_point)  # type: ignore[no-untyped-call]
         grad_ref = None
         if ctx.needs_input_grad[1]:
             # Moving all points and the reference point together changes nothing.
@@ -122,11 +122,9 @@ class _ScaledGradient(torch.autograd.Function):
     """The product of the chain rule. It depends on points and ref_point, so a second derivative fails, not vanishes."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, gradient: Tensor, grad_value: Tensor, points: Tensor, ref_point: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, grad_value: Tensor, points: Tensor, ref_point: Tensor) -> Tensor:
         return gradient * grad_value[..., None, None]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError("hypervolume is differentiable once; its second derivative is not implemented")

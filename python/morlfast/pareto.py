@@ -11,9 +11,7 @@ from morlfast import _ops
 from morlfast._arguments import NanPolicy, as_minimization, as_points, nan_raises
 
 
-def non_dominated_sort(
-    points: Any, *, maximize: bool | Sequence[bool], nan: NanPolicy | None = None
-) -> Tensor:
+def non_dominated_sort(points: Any, *, maximize: bool | Sequence[bool], nan: NanPolicy | None = None) -> Tensor:
     r"""Rank of every point of every front: 0 for non-dominated points, then one more than its worst dominator's.
 
     .. math:: rank(q) = \begin{cases} 0 & \text{if nothing dominates } q \\
@@ -33,8 +31,8 @@ def non_dominated_sort(
         values and -0.0 equals 0.0. Not differentiable.
 
     CPU: O(n log n) for m <= 2; O(n log n log F) for m = 3, with F fronts; for more objectives bitsets of dominators,
-    O(m n^2 / 64) word operations. GPU: O(m n^2) comparisons in tiles. O(n) memory a front, and a time that does not grow
-    with the number of fronts, on both.
+    O(m n^2 / 64) word operations. GPU: O(m n^2) comparisons in tiles. On both O(n) memory a front, and a time that does
+    not grow with the number of fronts.
 
     Raises:
         TypeError: for a dtype that is neither float32, float64 nor an integer.

@@ -68,9 +68,7 @@ def select_tokens(
     if mask.shape != shape:
         raise ValueError(f"mask: expected the shape of entropies {tuple(shape)}, got {tuple(mask.shape)}")
     if advantages.shape != shape and advantages.shape != shape[:1]:
-        raise ValueError(
-            f"advantages: expected shape ({shape[0]},) or {tuple(shape)}, got {tuple(advantages.shape)}"
-        )
+        raise ValueError(f"advantages: expected shape ({shape[0]},) or {tuple(shape)}, got {tuple(advantages.shape)}")
     device = entropies.device
     if advantages.device != device or mask.device != device:
         same_device("entropies", entropies, "advantages", advantages)

@@ -17,7 +17,7 @@ def hypervolume(
     points: Tensor, ref_point: Tensor, maximize: bool, lengths: Tensor | None, gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Value, and the gradient in ``points`` when asked for. NaN rows contribute nothing."""
-    *batch, n, m = points.shape
+    batch, m = points.shape[:-2], points.shape[-1]
     if not 1 <= m <= 3:
         raise ValueError(f"points: expected 1 to 3 objectives, got {m}")
     with torch.cuda.device_of(points):
@@ -48,7 +48,7 @@ def _counting_points(
 
 def _orders(points: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of each front by (objective k, the others, row) for every k that the kernel sweeps, and the inverse."""
-    fronts, n, m = points.shape
+    n, m = points.shape[1:]
     if m == 1 or n <= _COUNTED_POINTS:
         order, rank = _C.lexicographic_orders_cuda(points)
         return order, rank
