@@ -67,6 +67,7 @@ class Scope {
         groups_(groups),
         group_(group) {}
 
+  int64_t tokens() const { return (groups_.end(group_) - groups_.begin(group_)) * columns_; }
   int64_t pieces() const { return (groups_.end(group_) - groups_.begin(group_)) * pieces_a_row_; }
 
   /// Flat position (row * columns + column) of piece p; sets how many tokens it has.
@@ -109,22 +110,18 @@ int64_t kept_count(double ratio, int64_t valid) {
   return std::min(valid, static_cast<int64_t>(std::ceil(ratio * static_cast<double>(valid) * (1 - 0x1p-50))));
 }
 
-constexpr int64_t kSmallScope = 16384;  // tokens whose keys fit the second-level cache
+constexpr int64_t kSmallScope = 1 << 16;  // tokens whose keys fit the second-level cache
 
 /// A scope whose keys are kept: one pass over the inputs and a partial sort.
 template <class Score>
 void select_in_small_scope(const Scope<Score>& scope, double ratio, bool* keep) {
   using Key = typename Scope<Score>::Key;
   static thread_local std::vector<Key> keys, valid;
-  keys.resize(scope.pieces() * kPiece);
-  valid.clear();
+  keys.resize(scope.tokens());
   int64_t count = 0;
-  for (int64_t p = 0; p < scope.pieces(); ++p) {
-    Key* piece = &keys[p * kPiece];
-    scope.keys(p, piece, count);
-    for (int64_t j = 0; j < count; ++j)
-      if (piece[j] != 0) valid.push_back(piece[j]);
-  }
+  for (int64_t p = 0, done = 0; p < scope.pieces(); ++p, done += count) scope.keys(p, &keys[done], count);
+  valid.resize(keys.size());
+  valid.erase(std::copy_if(keys.begin(), keys.end(), valid.begin(), [](Key key) { return key != 0; }), valid.end());
   int64_t wanted = kept_count(ratio, static_cast<int64_t>(valid.size()));
   Key threshold = ~Key{0};  // no score has this key: it would be a NaN's
   if (wanted > 0) {
@@ -132,12 +129,12 @@ void select_in_small_scope(const Scope<Score>& scope, double ratio, bool* keep) 
     threshold = valid[wanted - 1];
     wanted -= std::count_if(valid.begin(), valid.begin() + wanted, [&](Key key) { return key > threshold; });
   }
+  const Key* key = keys.data();
   for (int64_t p = 0; p < scope.pieces(); ++p) {
     const int64_t flat = scope.position(p, count);
-    const Key* piece = &keys[p * kPiece];
-    for (int64_t j = 0; j < count; ++j) {
-      const bool tie = piece[j] == threshold && wanted > 0;
-      keep[flat + j] = piece[j] > threshold || tie;
+    for (int64_t j = 0; j < count; ++j, ++key) {
+      const bool tie = *key == threshold && wanted > 0;
+      keep[flat + j] = *key > threshold || tie;
       wanted -= tie;
     }
   }
@@ -221,7 +218,7 @@ void select_all(const MatrixView& advantages, const MatrixView& entropies, const
   const bool by_scope = groups.count() >= 4;  // enough scopes to keep the threads busy
   parallel_for(groups.count(), large && by_scope, [&](int64_t group) {
     const Scope<Score> scope(advantages, entropies, mask, columns, groups, group);
-    if (scope.pieces() * kPiece <= kSmallScope)
+    if (scope.tokens() <= kSmallScope)
       select_in_small_scope(scope, ratio, keep);
     else
       select_in_scope(scope, ratio, large && !by_scope, keep);
