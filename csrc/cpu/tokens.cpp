@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -140,14 +141,16 @@ void select_in_small_scope(const Scope<Score>& scope, double ratio, bool* keep) 
   }
 }
 
-constexpr int kDigitBits = 11;
+constexpr int kDigitBits = 11;  // sign, exponent and two bits of the mantissa of a float
 constexpr int64_t kBins = int64_t{1} << kDigitBits;
 
-/// Writes keep for one group of rows. Pieces are dealt to `parts` fixed runs, each with a histogram of its own.
+/// A large scope, in three passes over the inputs: a histogram of the keys' leading digit finds the bin that the
+/// threshold lies in, the keys in that bin are partially sorted, and the mask is written.
+/// Pieces are dealt to `parts` fixed runs, so that threads share nothing.
 template <class Score>
-void select_in_scope(const Scope<Score>& scope, double ratio, bool parallel, bool* keep) {
+void select_in_large_scope(const Scope<Score>& scope, double ratio, bool parallel, bool* keep) {
   using Key = typename Scope<Score>::Key;
-  constexpr int kKeyBits = 8 * sizeof(Key);
+  constexpr int kShift = 8 * sizeof(Key) - kDigitBits;
   const int64_t pieces = scope.pieces();
   const int64_t parts = parallel ? std::min<int64_t>(pieces, 64) : 1;
   const auto each_piece = [&](const auto& visit) {
@@ -161,52 +164,52 @@ void select_in_scope(const Scope<Score>& scope, double ratio, bool parallel, boo
     });
   };
 
-  // Digit by digit from the top: the bin in which the k-th largest key lies. Key 0 (not valid) is never counted.
-  std::vector<int64_t> histograms(parts * kBins);
-  Key prefix = 0;
-  int64_t wanted = -1;  // how many of the keys that share the prefix are kept
-  for (int shift = kKeyBits; shift > 0;) {
-    const int width = std::min(kDigitBits, shift);
-    const int known = shift;  // bits from here up equal the prefix
-    shift -= width;
-    std::fill(histograms.begin(), histograms.end(), 0);
-    each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t) {
-      int64_t* histogram = &histograms[part * kBins];
-      const Key digit_mask = (Key{1} << width) - 1;
-      for (int64_t j = 0; j < count; ++j) {
-        const bool same = known == kKeyBits || ((keys[j] ^ prefix) >> (known % kKeyBits)) == 0;
-        if (keys[j] != 0 && same) ++histogram[keys[j] >> shift & digit_mask];
-      }
-    });
-    for (int64_t part = 1; part < parts; ++part)
-      for (int64_t bin = 0; bin < kBins; ++bin) histograms[bin] += histograms[part * kBins + bin];
-    if (wanted < 0) {
-      int64_t valid = 0;
-      for (int64_t bin = 0; bin < kBins; ++bin) valid += histograms[bin];
-      wanted = kept_count(ratio, valid);
-      if (wanted == 0) {
-        each_piece([&](int64_t, const Key*, int64_t count, int64_t flat) {
-          std::fill(keep + flat, keep + flat + count, false);
-        });
-        return;
-      }
-    }
-    int64_t bin = kBins - 1;
-    while (wanted > histograms[bin]) wanted -= histograms[bin--];
-    prefix |= static_cast<Key>(bin) << shift;
-  }
-
-  // `wanted` of the tokens with the threshold's own key are kept: the first ones.
-  std::vector<int64_t> equal_before(parts + 1);
+  // Two histograms a part: neighbours often share a bin, and one counter would wait for itself.
+  std::vector<int64_t> histograms(parts * 2 * kBins), invalid(parts);
   each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t) {
-    equal_before[part + 1] += std::count(keys, keys + count, prefix);
+    int64_t *even = &histograms[part * 2 * kBins], *odd = even + kBins;
+    int64_t j = 0;
+    for (; j + 2 <= count; j += 2) {
+      ++even[keys[j] >> kShift];
+      ++odd[keys[j + 1] >> kShift];
+    }
+    if (j < count) ++even[keys[j] >> kShift];
+    invalid[part] += std::count(keys, keys + count, Key{0});
   });
-  for (int64_t part = 0; part < parts; ++part) equal_before[part + 1] += equal_before[part];
+  for (int64_t part = 1; part < 2 * parts; ++part)
+    for (int64_t bin = 0; bin < kBins; ++bin) histograms[bin] += histograms[part * kBins + bin];
+  histograms[0] -= std::accumulate(invalid.begin(), invalid.end(), int64_t{0});
+  const int64_t valid = std::accumulate(histograms.begin(), histograms.begin() + kBins, int64_t{0});
+  int64_t wanted = kept_count(ratio, valid);
+  if (wanted == 0) {
+    each_piece([&](int64_t, const Key*, int64_t count, int64_t flat) { std::fill_n(keep + flat, count, false); });
+    return;
+  }
+  int64_t bin = kBins - 1;
+  while (wanted > histograms[bin]) wanted -= histograms[bin--];
+
+  // From here on `wanted` counts the keys of that bin.
+  std::vector<std::vector<Key>> candidates(parts);
+  each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t) {
+    for (int64_t j = 0; j < count; ++j)
+      if (static_cast<int64_t>(keys[j] >> kShift) == bin && keys[j] != 0) candidates[part].push_back(keys[j]);
+  });
+  std::vector<Key> sorted;
+  for (const auto& part : candidates) sorted.insert(sorted.end(), part.begin(), part.end());
+  std::nth_element(sorted.begin(), sorted.begin() + (wanted - 1), sorted.end(), std::greater<Key>());
+  const Key threshold = sorted[wanted - 1];
+  wanted -= std::count_if(sorted.begin(), sorted.begin() + wanted, [&](Key key) { return key > threshold; });
+
+  // From here on `wanted` counts the tokens with the threshold's own key: the first ones are kept.
+  std::vector<int64_t> ties_before(parts + 1);
+  for (int64_t part = 0; part < parts; ++part)
+    ties_before[part + 1] =
+        ties_before[part] + std::count(candidates[part].begin(), candidates[part].end(), threshold);
   each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t flat) {
     for (int64_t j = 0; j < count; ++j) {
-      const bool tie = keys[j] == prefix;
-      keep[flat + j] = keys[j] > prefix || (tie && equal_before[part] < wanted);
-      equal_before[part] += tie;
+      const bool tie = keys[j] == threshold;
+      keep[flat + j] = keys[j] > threshold || (tie && ties_before[part] < wanted);
+      ties_before[part] += tie;
     }
   });
 }
@@ -221,7 +224,7 @@ void select_all(const MatrixView& advantages, const MatrixView& entropies, const
     if (scope.tokens() <= kSmallScope)
       select_in_small_scope(scope, ratio, keep);
     else
-      select_in_scope(scope, ratio, large && !by_scope, keep);
+      select_in_large_scope(scope, ratio, large && !by_scope, keep);
   });
 }
 

@@ -42,7 +42,7 @@ def select_tokens(
 
     Scores are float32 (float64 when an input is); bfloat16 and float16 are widened before the product. A NaN score is
     not valid: it neither counts nor is kept. The count is ``ceil(ratio * v * (1 - 2**-50))``, so that 0.1 of 30 tokens
-    is 3 although 0.1 is a little more than a tenth in binary. O(N T), 5 passes (8 for float64).
+    is 3 although 0.1 is a little more than a tenth in binary. O(N T): on the CPU at most three passes over the inputs.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

@@ -10,7 +10,8 @@ namespace morlfast {
 /// Keeps the top `ratio` of the valid tokens of each group of rows by |advantage| * entropy, without sorting.
 ///
 /// Valid: mask != 0 and the score is not NaN. Of v valid tokens ceil(ratio v (1 - 2^-50)) are kept, ties to the lowest
-/// (row, column). A radix histogram finds the threshold: 5 passes over the inputs for float, 8 for double, O(1) memory.
+/// (row, column). Small scopes keep their keys and sort partially; large ones take three passes over the inputs, and
+/// memory for the keys that share the threshold's leading 11 bits.
 ///
 /// advantages  (rows, columns) (column_stride 0 for one value a row)
 /// entropies   (rows, columns)
