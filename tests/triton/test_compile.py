@@ -1,0 +1,287 @@
+"""Every Triton kernel compiles without a GPU, spills nothing and stays within its register budget.
+
+The gate compiles for sm_90; ``MORLFAST_ALL_ARCHS=1`` compiles for every architecture that the package
+supports. Triton's interpreter replaces the compiler, so under ``TRITON_INTERPRET=1`` these tests are skipped.
+"""
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton.language")  # this folder alone would answer to "triton"
+import triton
+
+if triton.knobs.runtime.interpret:
+    pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
+
+from morlfast._triton import advantages, pareto, tokens
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120) if os.environ.get("MORLFAST_ALL_ARCHS") == "1" else (90,)
+# What a block may use without opting in to more.
+SHARED_LIMIT = 48 * 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    kernel: Any
+    pointers: dict[str, str]  # element type of each pointer; absent ones are passed as None
+    constants: dict[str, Any]
+    registers: int
+    options: dict[str, Any]
+    strides_of_one: tuple[str, ...] = ()
+
+
+def _advantages(
+    name: str,
+    kernel: Any,
+    registers: int,
+    reward: str,
+    weighted: bool,
+    ids: bool,
+    batch: bool,
+    **constants: Any,
+) -> Case:
+    pointers = {"rewards_ptr": reward, "out_ptr": reward, "scores_ptr": "fp64"}
+    pointers |= {"weights_ptr": "fp32"} if weighted else {}
+    pointers |= {"order_ptr": "i64", "bounds_ptr": "i64"} if ids else {}
+    pointers |= {"records_ptr": "fp64"} if batch else {}
+    return Case(name, kernel, pointers, constants, registers, advantages.OPTIONS)
+
+
+def _tokens(name: str, kernel: Any, registers: int, score: str, mask: str, ids: bool, **constants: Any) -> Case:
+    pointers = {"advantages_ptr": score, "entropies_ptr": score, "mask_ptr": mask, "out_ptr": "i1"}
+    pointers |= {"histogram_ptr": "i32", "prefix_ptr": "i64", "remaining_ptr": "i64"}
+    pointers |= {"ties_ptr": "i32", "ties_through_ptr": "i64"}
+    pointers |= {"order_ptr": "i64", "group_ptr": "i64", "bounds_ptr": "i64"} if ids else {}
+    return Case(
+        name,
+        kernel,
+        pointers,
+        constants,
+        registers,
+        tokens.launch_options(constants.get("R", 1) * constants["WIDTH"]),
+        strides_of_one=("entropy_col", "mask_col"),
+    )
+
+
+def _sort(name: str, kernel: Any, registers: int, element: str, options: dict[str, Any], **constants: Any) -> Case:
+    pointers = {"points_ptr": element, "columns_ptr": element, "sorted_ptr": element, "order_ptr": "i64"}
+    pointers |= dict.fromkeys(["numbers_ptr", "sorted_ranks_ptr", "last_ptr", "ranks_ptr", "fresh_ptr"], "i32")
+    return Case(name, kernel, pointers, constants, registers, options)
+
+
+def _tile(k: int, group: int) -> dict[str, int]:
+    members = min(group, advantages.TILE // k)
+    return {"P": advantages.TILE // (members * k), "L": members, "K": k}
+
+
+GROUPED = [
+    _advantages(
+        f"baseline-{reward}-{k}x{group}-scale{scale}{'-ids' if ids else ''}",
+        advantages.baseline_kernel,
+        168,
+        reward,
+        weighted=k > 1,
+        ids=ids,
+        batch=scale == 2,
+        LEAVE_ONE_OUT=scale == 0,
+        SCALE=scale,
+        C=advantages.CHUNKS,
+        **_tile(k, advantages.UNKNOWN_GROUP if ids else group),
+    )
+    for reward, k, group, scale, ids in [
+        ("fp32", 1, 8, 1, False),
+        ("bf16", 1, 16, 0, False),
+        ("fp16", 4, 8, 2, False),
+        ("fp64", 4, 64, 2, True),
+        ("fp32", 512, 8, 1, False),
+        ("fp32", 8, 8, 1, True),
+    ]
+]
+DECOUPLED = [
+    _advantages(
+        f"decoupled-{reward}-{k}x{group}-scale{scale}{'-ids' if ids else ''}",
+        advantages.decoupled_kernel,
+        168,
+        reward,
+        weighted=True,
+        ids=ids,
+        batch=scale == 2,
+        SCALE=scale,
+        C=min(advantages.CHUNKS, advantages.TILE // k),
+        **_tile(k, advantages.UNKNOWN_GROUP if ids else group),
+    )
+    for reward, k, group, scale, ids in [
+        ("fp32", 2, 8, 1, False),
+        ("bf16", 4, 16, 2, False),
+        ("fp64", 8, 8, 2, True),
+        ("fp32", 64, 8, 2, False),
+        ("fp32", 512, 8, 2, True),
+    ]
+]
+CHUNKED = [
+    _advantages(
+        f"chunk-{'summed' if summed else 'each'}-{k}",
+        advantages.chunk_statistics_kernel,
+        168,
+        "fp32",
+        weighted=True,
+        ids=False,
+        batch=True,
+        SUMMED=summed,
+        L=advantages.TILE // k,
+        K=k,
+    )
+    for summed, k in [(True, 1), (True, 4), (False, 4), (False, 512)]
+]
+STANDARDIZED = _advantages(
+    "standardize",
+    advantages.standardize_kernel,
+    128,
+    "fp32",
+    weighted=False,
+    ids=False,
+    batch=True,
+    L=advantages.TILE,
+    C=advantages.CHUNKS,
+)
+SELECTED = [
+    _tokens(
+        f"{kernel.fn.__name__}-{score}-{mask}-{stacked}x{width}{'-ids' if ids else ''}",
+        kernel,
+        128,
+        score,
+        mask,
+        ids,
+        WIDE=score == "fp64",
+        R=stacked,
+        WIDTH=width,
+    )
+    for kernel in (tokens.histogram_kernel, tokens.tie_kernel, tokens.select_kernel)
+    for score, mask, stacked, width, ids in [
+        ("fp32", "i1", 1, tokens.TILE, False),
+        ("bf16", "fp32", 1, 128, True),
+        ("fp64", "i64", 16, tokens.TILE // 16, False),
+    ]
+]
+ROWS = [
+    _tokens(
+        f"row_kernel-{score}-{mask}-{width}",
+        tokens.row_kernel,
+        128,
+        score,
+        mask,
+        False,
+        WIDE=wide,
+        WIDTH=width,
+    )
+    for score, mask, width, wide in [
+        ("fp32", "i1", tokens.TILE, False),
+        ("bf16", "bf16", 128, False),
+        ("fp64", "i32", tokens.TILE, True),
+    ]
+]
+SMALL = [
+    _sort(
+        f"small_kernel-{element}-{size}",
+        pareto.small_kernel,
+        128,
+        element,
+        pareto.small_options(size),
+        MAXIMIZE=size == 64,
+        SIZE=size,
+    )
+    for element, size in [("fp32", 16), ("fp32", 32), ("fp32", pareto.SMALL), ("fp64", pareto.SMALL)]
+]
+BLOCKS = [
+    _sort(
+        f"block_kernel-{element}-m{m}-{block}-{targets}",
+        pareto.block_kernel,
+        128,
+        element,
+        pareto.OPTIONS,
+        BLOCK=block,
+        TARGETS=targets,
+        PAIRS=pareto.PAIRS,
+        SETTLED=pareto.SETTLED,
+        M=m,
+    )
+    for element in ("fp32", "fp64")
+    for m, block, targets in [
+        (0, pareto.BLOCK, pareto.TARGETS),
+        (0, pareto.BLOCK, pareto.MANY_TARGETS),
+        (2, pareto.BLOCK, pareto.TARGETS),
+        (3, pareto.BLOCK, pareto.MANY_TARGETS),
+        (3, 128, 128),
+        (pareto.UNROLLED, pareto.BLOCK, pareto.MANY_TARGETS),
+    ]
+]
+ORDERED = [
+    _sort("columns_kernel", pareto.columns_kernel, 96, "fp64", pareto.OPTIONS, MAXIMIZE=True, SIZE=pareto.ROWS),
+    _sort("gather_kernel", pareto.gather_kernel, 96, "fp64", pareto.OPTIONS, SIZE=pareto.ROWS),
+]
+CASES = [*GROUPED, *DECOUPLED, *CHUNKED, STANDARDIZED, *SELECTED, *ROWS, *SMALL, *BLOCKS, *ORDERED]
+
+
+def compile_kernel(case: Case, architecture: int) -> Any:
+    """Compiles as a launch would: aligned pointers, None and strides of 1 known at compile time, sizes not."""
+    signature, constants, aligned = {}, dict(case.constants), {}
+    for position, parameter in enumerate(case.kernel.params):
+        name = parameter.name
+        if parameter.is_constexpr or name in case.constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            if name in case.pointers:
+                signature[name] = f"*{case.pointers[name]}"
+                aligned[(position,)] = [["tt.divisibility", 16]]
+            else:
+                signature[name], constants[name] = "constexpr", None
+        elif name in case.strides_of_one:
+            signature[name], constants[name] = "constexpr", 1
+        else:
+            signature[name] = parameter.annotation_type or "i32"
+    return triton.compile(
+        ASTSource(case.kernel, signature, constants, aligned),
+        target=GPUTarget("cuda", architecture, 32),
+        options=case.options,
+    )
+
+
+def resources(cubin: bytes, folder: Path) -> dict[str, int]:
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    report = subprocess.run(
+        [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", report)}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernel_fits(case: Case, architecture: int, tmp_path: Path) -> None:
+    compiled = compile_kernel(case, architecture)
+    used = resources(compiled.asm["cubin"], tmp_path)
+    assert used["STACK"] == 0, f"spills: {used}"
+    assert used["REG"] <= case.registers, used
+    assert compiled.metadata.shared <= SHARED_LIMIT, compiled.metadata.shared
+
+
+def test_every_kernel_has_a_case() -> None:
+    kernels = {
+        function
+        for module in (advantages, tokens, pareto)
+        for name, function in vars(module).items()
+        if name.endswith("_kernel")
+    }
+    assert kernels == {case.kernel for case in CASES}

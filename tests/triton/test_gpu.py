@@ -1,0 +1,244 @@
+"""The public functions on CUDA tensors against themselves on the CPU, and the promises that only a GPU can
+break."""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import morlfast
+import pytest
+import torch
+from torch import Tensor
+
+pytestmark = pytest.mark.gpu
+
+NAN, INF = float("nan"), float("inf")
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def no_synchronization() -> Iterator[Callable[[], None]]:
+    """Call it after warming up: from there on, waiting for the device raises."""
+
+    def forbid() -> None:
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+
+    yield forbid
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def to_cuda(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: x.cuda() if isinstance(x, Tensor) else x for name, x in options.items()}
+
+
+def same(function: Callable[..., Tensor], *tensors: Any, exact: bool = True, **options: Any) -> None:
+    expected = function(*tensors, **options)
+    moved = [x.cuda() if isinstance(x, Tensor) else x for x in tensors]
+    result = function(*moved, **to_cuda(options))
+    assert result.is_cuda
+    tolerance = {"rtol": 0, "atol": 0} if exact else {}
+    torch.testing.assert_close(result.cpu(), expected, equal_nan=True, **tolerance)
+
+
+def picks(values: list[float], *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor(values, dtype=dtype)[torch.randint(len(values), shape)]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("method", "scale"), [("dr_grpo", "none"), *product(["grpo", "rloo", "gdpo"], ["none", "group", "batch"])]
+)
+def test_advantages(method: str, scale: str, dtype: torch.dtype) -> None:
+    rewards = torch.randn(4096, 3).masked_fill(torch.rand(4096, 3) < 0.1, NAN).to(dtype)
+    weights = torch.rand(4096, 3).to(dtype)
+    options = {"method": method, "scale": scale}
+    same(morlfast.group_advantages, rewards, 8, exact=False, **options)
+    same(morlfast.group_advantages, rewards[:, 0], 512, exact=False, **options)
+    ids = torch.randint(-50, 50, (4096,))
+    same(morlfast.group_advantages, rewards, group_ids=ids, weights=weights, exact=False, **options)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
+def test_equal_rewards_give_exactly_zero(size: int) -> None:
+    rewards = torch.full((size * 5, 2), 0.3, dtype=torch.float64, device="cuda")
+    weights = torch.tensor([0.1, 0.7], dtype=torch.float64, device="cuda")
+    for method in ("grpo", "dr_grpo", "rloo", "gdpo"):
+        assert (morlfast.group_advantages(rewards, size, weights=weights, method=method, eps=0.0) == 0).all()
+
+
+@pytest.mark.parametrize("objectives", [1, 5, 100, 512])
+def test_advantages_of_many_rows_and_objectives(objectives: int) -> None:
+    rows = 1_000_000 // objectives // 10 * 10
+    rewards = torch.randn(rows, objectives)
+    same(morlfast.group_advantages, rewards, 10, method="gdpo", scale="batch", exact=False)
+    same(morlfast.group_advantages, rewards, rows, exact=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [1, 100, 2049, 20000])
+def test_tokens(columns: int, dtype: torch.dtype) -> None:
+    values = [-2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 2.0, NAN, INF, -INF]
+    for entropies in (torch.rand(24, columns).to(dtype), picks(values, 24, columns, dtype=dtype)):
+        mask = torch.rand(24, columns) < 0.7
+        ids = torch.randint(-3, 3, (24,))
+        for advantages, ratio in product([torch.randn(24).to(dtype), torch.randn(24, columns).to(dtype)], [0.2, 1.0]):
+            arguments = (advantages, entropies, mask, ratio)
+            same(morlfast.select_tokens, *arguments)
+            same(morlfast.select_tokens, *arguments, scope="sequence")
+            same(morlfast.select_tokens, *arguments, scope="group", group_size=6)
+            same(morlfast.select_tokens, *arguments, scope="group", group_ids=ids)
+
+
+def test_more_tokens_than_float32_can_count() -> None:
+    rows, columns = 4100, 4096
+    assert rows * columns > 2**24
+    for entropies in (torch.rand(rows, columns), picks([0.0, 1.0, 2.0], rows, columns)):
+        same(morlfast.select_tokens, torch.ones(rows), entropies, torch.ones(rows, columns), 0.3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 12])
+@pytest.mark.parametrize("n", [1, 17, 64, 65, 128, 129, 256, 257, 1000, 3000])
+def test_sort(n: int, m: int, dtype: torch.dtype) -> None:
+    odd = [-INF, -1.0, -0.0, 0.0, 1.0, INF, NAN]
+    for points in (torch.rand(3, n, m, dtype=dtype), picks(odd, 3, n, m, dtype=dtype)):
+        for maximize in (False, True):
+            same(morlfast.non_dominated_sort, points, maximize=maximize, nan="worst")
+
+
+def test_sort_of_large_fronts() -> None:
+    same(morlfast.non_dominated_sort, torch.rand(20_000, 3), maximize=False)
+    same(morlfast.non_dominated_sort, torch.rand(70_000, 3), maximize=True)
+    chain = torch.arange(20_000.0)[torch.randperm(20_000)]
+    same(morlfast.non_dominated_sort, torch.stack([chain, chain], 1), maximize=False)
+
+
+def test_sort_of_more_fronts_than_a_grid_is_high() -> None:
+    same(morlfast.non_dominated_sort, torch.rand(100_000, 12, 2), maximize=False)
+    same(morlfast.non_dominated_sort, torch.rand(70_000, 70, 2), maximize=False)
+
+
+def test_a_million_points_fit() -> None:
+    points = torch.rand(1_000_000, 2, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ranks = morlfast.non_dominated_sort(points, maximize=False)
+    assert torch.cuda.max_memory_allocated() - before < 20 * points.nbytes
+    first = morlfast.non_dominated_sort(points[ranks == 0], maximize=False)
+    assert (first == 0).all()
+
+
+def calls() -> list[tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]]:
+    """Every path with launches of its own, on CUDA tensors."""
+    rewards, ids = torch.randn(64, 3).cuda(), torch.randint(5, (64,)).cuda()
+    tokens = (torch.randn(64).cuda(), torch.rand(64, 3000).cuda(), (torch.rand(64, 3000) < 0.7).cuda(), 0.2)
+    sort = morlfast.non_dominated_sort
+    return [
+        *[
+            (morlfast.group_advantages, (rewards, *size), {"method": method, "scale": "batch", **group})
+            for method in ("grpo", "rloo", "gdpo")
+            for size, group in [((8,), {}), ((), {"group_ids": ids})]
+        ],
+        (morlfast.select_tokens, tokens, {}),
+        (morlfast.select_tokens, tokens, {"scope": "sequence"}),
+        (morlfast.select_tokens, tokens, {"scope": "group", "group_size": 8}),
+        (morlfast.select_tokens, tokens, {"scope": "group", "group_ids": ids}),
+        (sort, (torch.rand(7, 40, 3).cuda(),), {"maximize": True}),
+        (sort, (torch.rand(2, 1000, 3).cuda(),), {"maximize": False}),
+        (sort, (torch.rand(1000, 1).cuda(),), {"maximize": False}),
+    ]
+
+
+def test_nothing_waits_for_the_device(no_synchronization: Callable[[], None]) -> None:
+    work = calls()
+    for function, arguments, options in work:
+        function(*arguments, **options)
+    no_synchronization()
+    for function, arguments, options in work:
+        function(*arguments, **options)
+
+
+def test_runs_on_the_current_stream() -> None:
+    """The inputs are written late on a side stream: a launch on another stream would read them too early."""
+    for function, arguments, options in calls():
+        expected = function(*arguments, **options)
+        late = [torch.zeros_like(x) if isinstance(x, Tensor) else x for x in arguments]
+        torch.cuda.synchronize()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            for target, source in zip(late, arguments, strict=True):
+                if isinstance(target, Tensor):
+                    target.copy_(source)
+            result = function(*late, **options)
+        stream.synchronize()
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+def test_can_be_captured_in_a_graph() -> None:
+    for function, arguments, options in calls():
+        expected = function(*arguments, **options)
+        inputs = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            function(*inputs, **options)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = function(*inputs, **options)
+        for x in inputs:
+            if isinstance(x, Tensor):
+                x.zero_()
+        graph.replay()
+        for target, source in zip(inputs, arguments, strict=True):
+            if isinstance(target, Tensor):
+                target.copy_(source)
+        graph.replay()
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+def test_repeats_bit_for_bit_and_leaves_inputs_unchanged() -> None:
+    for function, arguments, options in calls():
+        copies = [x.clone() if isinstance(x, Tensor) else x for x in arguments]
+        first = function(*arguments, **options)
+        for _ in range(5):
+            torch.testing.assert_close(function(*arguments, **options), first, rtol=0, atol=0)
+        for x, copy in zip(arguments, copies, strict=True):
+            if isinstance(x, Tensor):
+                torch.testing.assert_close(x, copy, rtol=0, atol=0)
+
+
+def test_new_sizes_compile_nothing() -> None:
+    from morlfast._triton import advantages, pareto, tokens
+
+    kernels = (advantages.baseline_kernel, tokens.histogram_kernel, tokens.row_kernel, pareto.block_kernel)
+
+    def run(n: int) -> int:
+        morlfast.group_advantages(torch.randn(n * 8, device="cuda"), 8)
+        score = torch.rand(n, 3000 + n, device="cuda")
+        for scope in ("batch", "sequence"):
+            morlfast.select_tokens(score[:, 0], score, score > 0.2, 0.5, scope=scope)
+        morlfast.non_dominated_sort(torch.rand(1000 + n, 3, device="cuda"), maximize=False)
+        return sum(len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels)
+
+    compiled = run(16)
+    assert run(31) == compiled
+    assert run(48) == compiled
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_runs_on_the_device_of_its_inputs() -> None:
+    for function, arguments, options in calls():
+        expected = function(*arguments, **options)
+        there = [x.to("cuda:1") if isinstance(x, Tensor) else x for x in arguments]
+        moved = {name: x.to("cuda:1") if isinstance(x, Tensor) else x for name, x in options.items()}
+        result = function(*there, **moved)
+        assert result.device.index == 1
+        torch.testing.assert_close(result.cpu(), expected.cpu(), rtol=0, atol=0)
