@@ -1,0 +1,73 @@
+"""Where a row was measured: hardware, versions, build. No host names and no paths."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from morlfast import _C
+
+ROOT = Path(__file__).parents[1]
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    return {
+        **_constant(device),
+        "threads": threads,
+        "load_average": round(os.getloadavg()[0], 2),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def machine(device: str) -> str:
+    """File name of the results: a slug of the model of what ran them."""
+    constant = _constant(device)
+    return re.sub(r"[^a-z0-9]+", "-", str(constant["gpu"] or constant["cpu"]).lower()).strip("-")
+
+
+@lru_cache
+def _constant(device: str) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name(device) if device != "cpu" else None
+    build = {key: value for key, value in _C.build_info.items() if key != "simd_levels"}
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "commit": _commit(),
+        "build": build,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Of the sources; "+" when csrc or python differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "csrc", "python", "CMakeLists.txt")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

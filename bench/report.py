@@ -1,0 +1,120 @@
+"""Rows as a Markdown table, as a JSON file and as a plot of its ratios."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.driver import Row
+
+HEADER = (
+    "| operator | data | shape | morlfast, ms (20 to 80 %) | peer | peer, ms (20 to 80 %) | ratio of times | CPU times"
+    " | of limit |\n|---|---|---|---|---|---|---|---|---|"
+)
+KEY = ("op", "variant", "shape", "dtype", "device", "threads", "peer")
+
+
+def line(row: Row) -> str:
+    """One line of the table that HEADER opens."""
+    peer = " ".join(filter(None, (row["peer"], row.get("peer_version")))) or "none"
+    ours, theirs = _times(row.get("ours")), _times(row.get("theirs"))
+    limit = f"{row['share_of_limit']:.0%}" if "share_of_limit" in row else ""
+    ratio = f"{row['ratio']:.2f}" if "ratio" in row else row["status"]
+    cpu_ratio = f"{row['cpu_ratio']:.2f}" if "cpu_ratio" in row else ""
+    if "unit" in row:
+        peer, theirs = row["unit"]["name"], _times(row["unit"])
+        ratio = f"costs {row['cost_in_units']:.2f} (target {row['target']:g})"
+        cpu_ratio = f"costs {row['cpu_cost_in_units']:.2f}"
+    elif row["status"] == "alone":
+        ratio = ""
+    elif row["status"] != "ok":
+        theirs = row["detail"]
+    cells = (row["op"], row["variant"], row["shape"], ours, peer, theirs, ratio, cpu_ratio, limit)
+    return "| " + " | ".join(cells) + " |"
+
+
+def _times(times: Row | None) -> str:
+    if times is None:
+        return ""
+    return f"{_three(times['median_ms'])} ({_three(times['q20_ms'])} to {_three(times['q80_ms'])})"
+
+
+def _three(value: float) -> str:
+    """Three significant digits, no exponent."""
+    return f"{value:.3g}" if 0.001 <= value < 1000 else f"{value:.0f}" if value >= 1000 else f"{value:.5f}"
+
+
+def merge(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows to a file, one a line, in place of earlier rows for the same measurement."""
+    kept = {_key(row): row for row in (load(path) if path.exists() else [])}
+    kept.update((_key(row), row) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(_rounded(row)) for row in kept.values())
+    path.write_text(f"[\n{lines}\n]\n")
+
+
+def load(path: Path) -> list[Row]:
+    rows: list[Row] = json.loads(path.read_text())
+    return rows
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in KEY)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Ratios of every row that has one, an operator a panel, on one logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+
+    rows = [row for row in rows if "ratio" in row]
+    operations = list(dict.fromkeys(row["op"] for row in rows))
+    if not operations:
+        raise ValueError("nothing to plot: no row has a ratio")
+    labels = {op: list(dict.fromkeys(_label(r) for r in rows if r["op"] == op)) for op in operations}
+    peers = list(dict.fromkeys(row["peer"].removesuffix(" loop") for row in rows))
+    colours = {peer: f"C{index}" for index, peer in enumerate(peers)}
+    heights = [len(labels[op]) + 1 for op in operations]
+    figure, panels = plt.subplots(
+        len(operations),
+        figsize=(9, 0.16 * sum(heights) + 0.5 * len(operations) + 1),
+        height_ratios=heights,
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for op, axes in zip(operations, panels[:, 0], strict=True):
+        for peer in peers:
+            own = [r for r in rows if r["op"] == op and r["peer"].removesuffix(" loop") == peer]
+            x, y = [r["ratio"] for r in own], [labels[op].index(_label(r)) for r in own]
+            axes.plot(x, y, "o", markersize=4, color=colours[peer])
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(labels[op])), labels[op], fontsize=6)
+        axes.set_ylim(len(labels[op]) - 0.5, -0.5)
+        axes.set_title(f"{op} ({next(r['axes'] for r in rows if r['op'] == op)})", fontsize=8, loc="left")
+        axes.grid(axis="x", linewidth=0.3)
+        axes.tick_params(axis="x", labelsize=7)
+    panels[-1, 0].set_xscale("log")
+    panels[-1, 0].set_xlabel("peer's time / morlfast's time (right of the line: morlfast is faster)", fontsize=8)
+    marks = [Line2D([], [], marker="o", linestyle="", color=colours[peer], label=peer) for peer in peers]
+    where = rows[0]["environment"]
+    title = f"{where['gpu'] or where['cpu']}, {rows[0]['threads']} thread(s)"
+    figure.legend(handles=marks, title=title, loc="outside upper center", ncols=len(peers), fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _label(row: Row) -> str:
+    return f"{row['variant']} {row['shape']}"

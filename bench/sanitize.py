@@ -1,0 +1,88 @@
+"""Every CUDA kernel once on small inputs, checked against the CPU: what compute-sanitizer watches.
+
+Run it with PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that every tensor is an allocation of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import morlfast
+import torch
+from torch import Tensor
+
+
+def check(name: str, call: Callable[..., Any], *inputs: Tensor, tolerance: float = 1e-6) -> None:
+    """The same values on both devices; inputs keep whether they require a gradient."""
+    found = call(*(x.cuda() for x in inputs))
+    torch.testing.assert_close(found.cpu(), call(*inputs), rtol=tolerance, atol=tolerance, equal_nan=True)
+    print(name, flush=True)
+
+
+def gradient(points: Tensor) -> Tensor:
+    leaf = points.detach().requires_grad_()
+    value = morlfast.hypervolume(leaf, 1.0, maximize=False, nan="worst")
+    return torch.autograd.grad(value.sum(), leaf)[0]
+
+
+def main() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def grid(*shape: int) -> Tensor:
+        """Ties, duplicates and points beyond the reference point."""
+        return torch.randint(0, 70, shape, generator=generator).double() / 64
+
+    for m in (1, 2, 3):
+        for shape in ((5, 33, m), (2, 300, m), (1, 3000, m)):
+            points = grid(*shape)
+            points[0, 1, 0] = torch.nan
+            lengths = torch.randint(0, shape[1] + 1, shape[:1], generator=generator)
+            check(
+                f"hypervolume {shape}",
+                lambda p, n: morlfast.hypervolume(p, 1.0, maximize=False, lengths=n, nan="worst"),
+                points,
+                lengths,
+            )
+            check(f"hypervolume_gradient {shape}", gradient, points)
+    for shape in ((3, 70, 2), (1, 700, 3), (2, 90, 5)):
+        check(
+            f"non_dominated_sort {shape}",
+            lambda p: morlfast.non_dominated_sort(p, maximize=False, nan="worst"),
+            grid(*shape),
+        )
+    rewards = torch.randn(96, 3, generator=generator)
+    rewards[5, 1] = torch.nan
+    ids = torch.randint(0, 9, (96,), generator=generator)
+    for method in ("grpo", "rloo", "gdpo"):
+        check(
+            f"group_advantages {method} groups",
+            lambda r, method=method: morlfast.group_advantages(r, 8, method=method),
+            rewards,
+            tolerance=1e-4,
+        )
+        check(
+            f"group_advantages {method} ids",
+            lambda r, i, method=method: morlfast.group_advantages(r, group_ids=i, method=method),
+            rewards,
+            ids,
+            tolerance=1e-4,
+        )
+    tokens = (
+        torch.randn(8, generator=generator),
+        torch.rand(8, 300, generator=generator),
+        torch.rand(8, 300, generator=generator) < 0.8,
+    )
+    for scope, group_size in (("batch", None), ("group", 4), ("sequence", None)):
+        check(
+            f"select_tokens {scope}",
+            lambda a, h, k, scope=scope, group_size=group_size: morlfast.select_tokens(
+                a, h, k, 0.2, scope=scope, group_size=group_size
+            ),
+            *tokens,
+        )
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

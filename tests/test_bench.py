@@ -1,0 +1,236 @@
+"""The benchmarks say nothing that they have not checked. No clock is asserted on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench import pareto, report  # noqa: E402
+from bench.driver import Case, Operation, Peer, Row, Settings, close, failed, rows_of  # noqa: E402
+from bench.operations import OPERATIONS  # noqa: E402
+
+SETTINGS = Settings(seconds=0.005, environment=lambda: {"torch": torch.__version__})
+
+
+def double(peers: tuple[Peer, ...]) -> Operation:
+    def case(shape: tuple[int, ...], variant: str) -> Case:
+        return Case(
+            setup=lambda generator: (torch.rand(shape, generator=generator),),
+            ours=lambda x: 2 * x,
+            dtype="float32",
+            peers=peers,
+            moved_bytes=8 * shape[0],
+            work=float(shape[0]),
+        )
+
+    return Operation("double", ("n",), ("uniform",), ((8,),), case)
+
+
+def peer(name: str, call: Callable[..., object]) -> Peer:
+    return Peer(name, close(rtol=1e-6), lambda: call)
+
+
+def measure(*peers: Peer, settings: Settings = SETTINGS) -> list[Row]:
+    return list(rows_of(double(peers), (8,), "uniform", settings))
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_a_peer_that_agrees_gets_a_ratio_with_its_check() -> None:
+    (row,) = measure(peer("sum", lambda x: x + x))
+    assert row["status"] == "ok"
+    assert row["ratio"] == row["theirs"]["median_ms"] / row["ours"]["median_ms"]
+    assert row["checked_inputs"] >= 1
+    assert row["tolerance"] == "rtol 1e-06"
+    assert row["limit_is"] == "a copy of the same bytes"
+    for times in (row["ours"], row["theirs"], row["limit"]):
+        assert times["q20_ms"] <= times["median_ms"] <= times["q80_ms"]
+        assert times["repetitions"] >= 3
+    assert failed([row]) == []
+
+
+def test_a_peer_that_disagrees_gets_no_ratio() -> None:
+    right, wrong = measure(peer("sum", lambda x: x + x), peer("wrong", lambda x: x + x + 0.1))
+    assert "ratio" in right
+    assert "ratio" not in wrong
+    assert "theirs" not in wrong
+    assert wrong["status"] == "disagrees"
+    assert "at " in wrong["detail"]
+    assert failed([right, wrong]) == [wrong]
+    assert "disagrees" in report.line(wrong)
+
+
+@pytest.mark.parametrize(
+    "theirs", [lambda x: 2 * x[1:], lambda x: torch.full_like(x, torch.nan)], ids=["length", "NaN"]
+)
+def test_another_length_or_nan_is_a_disagreement(theirs: Callable[..., object]) -> None:
+    (row,) = measure(peer("wrong", theirs))
+    assert row["status"] == "disagrees"
+
+
+def test_python_floats_are_compared_in_float64() -> None:
+    values = torch.rand(50, dtype=torch.float64)
+    assert close(rtol=1e-15).problem(values, values.tolist(), ()) is None
+    assert close(rtol=1e-15).problem(values, [x * (1 + 1e-12) for x in values.tolist()], ()) is not None
+
+
+def test_a_peer_that_raises_is_an_error_row() -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    (row,) = measure(peer("broken", broken))
+    assert row["status"] == "error"
+    assert "RuntimeError: no such kernel" in row["detail"]
+    assert failed([row]) == [row]
+
+
+def test_a_missing_peer_is_reported() -> None:
+    absent = replace(peer("absent", lambda x: 2 * x), distribution="morlfast-no-such-distribution")
+    (row,) = measure(absent)
+    assert row["status"] == "not installed"
+    assert "not installed" in report.line(row)
+    assert failed([row]) == []
+
+
+def test_a_slow_peer_is_foreseen_and_skipped() -> None:
+    settings = Settings(seconds=0.005, cap=1.0, rates={("double", "uniform", "", "slow"): 1.0})
+    (row,) = measure(peer("slow", lambda x: 2 * x), settings=settings)
+    assert row["status"] == "skipped"
+    assert "8 s a call" in row["detail"]
+    assert "ratio" not in row
+
+
+def test_every_input_is_fresh() -> None:
+    seen: list[int] = []
+
+    def watch(x: torch.Tensor) -> torch.Tensor:
+        seen.append(hash(tuple(x.tolist())))
+        return x + x
+
+    (row,) = measure(peer("watch", watch))
+    repetitions = row["theirs"]["repetitions"]
+    assert len(set(seen)) >= min(repetitions, 100)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_setup_draws_distinct_inputs_and_every_shape_has_its_axes(name: str) -> None:
+    operation = OPERATIONS[name]
+    assert all(len(shape) == len(operation.axes) for shape in operation.shapes)
+    generator = torch.Generator().manual_seed(0)
+    smallest = min(operation.shapes, key=lambda shape: torch.Size(shape).numel())
+    for variant in operation.variants:
+        case = operation.case(smallest, variant)
+        first, second = case.setup(generator), case.setup(generator)
+        assert any(not torch.equal(x, y) for x, y in tensors(first, second))
+
+
+def tensors(first: object, second: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return [(first, second)]
+    if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
+        return [pair for x, y in zip(first, second, strict=True) for pair in tensors(x, y)]
+    return []
+
+
+@pytest.mark.parametrize("kind", ["uniform", "one-front", "many-fronts"])
+def test_sorting_data_are_what_they_are_called(kind: str) -> None:
+    import morlfast
+
+    points = pareto.points_of((400, 3), kind, torch.Generator().manual_seed(0))
+    fronts = int(morlfast.non_dominated_sort(points, maximize=False).max()) + 1
+    assert {"uniform": 5 < fronts < 100, "one-front": fronts == 1, "many-fronts": fronts > 200}[kind]
+
+
+def test_a_case_runs_from_the_command_line_to_json_and_back(tmp_path: Path) -> None:
+    target = tmp_path / "results.json"
+    common = ("--seconds", "0.002", "--json", str(target))
+    done = command("--op", "grpo", "--shape", "64x2x8", *common)
+    assert done.returncode == 0, done.stderr
+    done = command("--op", "overhead", *common)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(target.read_text())
+    grpo = [row for row in rows if row["op"] == "grpo"]
+    assert [row["variant"] for row in grpo] == ["scored", "1 % NaN"]
+    assert all(row["status"] == "ok" and row["ratio"] > 0 for row in grpo)
+    assert {row["target"] for row in rows if row["op"] == "overhead"} == {2.5, 5}
+    for row in rows:
+        assert row["threads"] == row["environment"]["threads"] == 1
+        assert set(row["environment"]) >= {
+            *("cpu", "cores", "gpu", "load_average", "date", "commit", "build"),
+            *("python", "torch", "numpy", "cuda"),
+        }
+    assert str(Path.home()) not in target.read_text()
+    command("--op", "grpo", "--shape", "64x2x8", *common)
+    assert len(json.loads(target.read_text())) == len(rows)  # replaced, not repeated
+
+
+def test_a_plot_is_drawn_from_rows(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = measure(peer("sum", lambda x: x + x))
+    rows[0]["environment"] = {"gpu": None, "cpu": "a processor"}
+    report.plot(rows, tmp_path / "plot.svg")
+    assert "double" in (tmp_path / "plot.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--op", "nothing"], "--op: expected some of hypervolume, "),
+        (["--op", "gdpo", "--peers", "nobody"], "--peers: expected some of TRL, got 'nobody'"),
+        (["--op", "gdpo", "--shape", "64x2"], "--shape: gdpo expects NxMxG, such as 256x8x16, got '64x2'"),
+        (["--op", "gdpo", "--threads", "0"], "--threads: expected a positive number, got 0"),
+    ],
+    ids=["op", "peer", "shape", "threads"],
+)
+def test_errors_say_what_was_expected(arguments: list[str], message: str) -> None:
+    done = command(*arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def gpu_script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(ROOT / "bench" / "gpu.sh"), *arguments],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_gpu_program_names_its_stages_without_running_them(tmp_path: Path) -> None:
+    done = gpu_script("--dry-run", "--out", str(tmp_path / "out"), "--wheels", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for stage in ("wheels", "check", "build", "import", "tests", "sanitizer racecheck", "bench"):
+        assert stage in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_gpu_program_refuses_unknown_arguments() -> None:
+    assert gpu_script("--stages", "everything").returncode == 3
+    assert gpu_script("--wheels", "no-such-folder").returncode == 3
+    assert gpu_script("--what").returncode == 3
