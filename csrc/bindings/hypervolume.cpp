@@ -54,7 +54,7 @@ const int64_t* checked_lengths(const std::optional<Tensor>& lengths, const Tenso
     expected_stride *= lengths->size(d);
   }
   if (!fits)
-    throw nb::value_error(("lengths: expected a contiguous tensor of the batch shape of points " + points.shape() +
+    throw nb::value_error(("lengths: expected the batch shape and contiguous strides for points " + points.shape() +
                            ", got " + lengths->shape()).c_str());
   return reinterpret_cast<const int64_t*>(lengths->data());
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,11 @@ def as_tensor(values: Any, name: str, **options: Any) -> Tensor:
 
 def as_float32_or_64(values: Any, name: str, **options: Any) -> Tensor:
     """float32 and float64 as they are; integers and other array-likes as float64."""
-    tensor = values if isinstance(values, Tensor) else as_tensor(values, name, **options)
+    if isinstance(values, Tensor):
+        tensor = values
+    else:
+        dtype = None if hasattr(values, "dtype") else torch.float64  # Python's floats are doubles
+        tensor = as_tensor(values, name, dtype=dtype, **options)
     dtype = tensor.dtype
     if dtype is torch.float64 or dtype is torch.float32:
         return tensor
@@ -96,22 +101,32 @@ def as_group_ids(group_ids: Any, rows: int, like_name: str, like: Tensor) -> Ten
     return tensor if tensor.dtype in (torch.int32, torch.int64) else tensor.to(torch.int64)
 
 
-def check_group_size(group_size: Any, rows: int) -> None:
-    if not isinstance(group_size, (int, torch.SymInt)) or isinstance(group_size, bool):
-        raise TypeError(f"group_size: expected an int, got {group_size!r}")
-    size: Any = group_size
+def as_group_size(group_size: Any, rows: int) -> int:
+    size = as_integer(group_size, "group_size")
     if size < 1 or rows % size != 0:
         raise ValueError(f"group_size: expected a positive divisor of the {rows} rollouts, got {group_size}")
+    return size
 
 
-def check_number(value: Any, name: str) -> None:
-    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+def as_number(value: Any, name: str) -> float:
+    if isinstance(value, (float, int, torch.SymInt, torch.SymFloat)):
+        return value  # type: ignore[return-value]
+    if not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
+    return float(value)
 
 
-def as_floating(values: Any, name: str, **options: Any) -> Tensor:
+def as_integer(value: Any, name: str) -> int:
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    return int(value)
+
+
+def as_floating(values: Any, name: str) -> Tensor:
     """A floating-point tensor; integers and bools become float32."""
-    tensor = values if isinstance(values, Tensor) else as_tensor(values, name, **options)
+    tensor = values if isinstance(values, Tensor) else as_tensor(values, name)
     if tensor.is_floating_point():
         return tensor
     if tensor.dtype.is_complex:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from morlfast import _ops
-from morlfast._arguments import as_floating, as_group_ids, check_group_size, check_number, same_device
+from morlfast._arguments import as_floating, as_group_ids, as_group_size, as_integer, as_number, as_tensor, same_device
 
 Method = Literal["grpo", "dr_grpo", "rloo", "gdpo"]
 Scale = Literal["group", "batch", "none"]
@@ -84,7 +85,7 @@ def group_advantages(
     if (group_size is None) == (group_ids is None):
         raise ValueError("group_size, group_ids: expected exactly one of them")
     if group_size is not None:
-        check_group_size(group_size, rows)
+        group_size = as_group_size(group_size, rows)
     else:
         group_size, group_ids = 0, as_group_ids(group_ids, rows, "rewards", rewards)
     if method not in _METHODS:
@@ -96,11 +97,10 @@ def group_advantages(
         raise ValueError(f"scale: expected one of {', '.join(_SCALES)}, got {scale!r}")
     elif method == "dr_grpo" and scale != "none":
         raise ValueError(f'scale: dr_grpo divides by nothing, got {scale!r}; use method="grpo"')
-    check_number(eps, "eps")
+    eps = as_number(eps, "eps")
     if not eps >= 0:
         raise ValueError(f"eps: expected a number >= 0, got {eps!r}")
-    if not isinstance(ddof, int):
-        raise TypeError(f"ddof: expected an int, got {ddof!r}")
+    ddof = as_integer(ddof, "ddof")
     if ddof < 0:
         raise ValueError(f"ddof: expected an int >= 0, got {ddof!r}")
     if weights is not None:
@@ -111,7 +111,9 @@ def group_advantages(
 
 
 def _as_weights(weights: Any, rewards: Tensor) -> Tensor:
-    tensor = as_floating(weights, "weights", device=rewards.device).detach()
+    if not isinstance(weights, Tensor):
+        weights = as_tensor(weights, "weights", dtype=torch.float64, device=rewards.device)
+    tensor = as_floating(weights, "weights").detach()
     objectives = rewards.shape[1] if rewards.dim() == 2 else 1
     if tensor.shape != (objectives,) and tensor.shape != rewards.shape:
         each = f" or {tuple(rewards.shape)}" if rewards.dim() == 2 else ""

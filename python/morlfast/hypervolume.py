@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from morlfast import _ops
 from morlfast._arguments import (
@@ -81,8 +82,9 @@ def hypervolume(
     raises = nan_raises(nan, points)
     if lengths is not None:
         lengths = _as_lengths(lengths, points)
-    if torch.is_grad_enabled() and (points.requires_grad or ref_point.requires_grad):
-        value: Tensor = _Hypervolume.apply(points, ref_point, maximize, raises, lengths)  # type: ignore[no-untyped-call]
+    differentiated = torch.is_grad_enabled() and (points.requires_grad or ref_point.requires_grad)
+    if differentiated or forward_ad._current_level >= 0:  # forward mode: the Function says that it has none
+        value: Tensor = _Hypervolume.apply(points, ref_point, maximize, raises, lengths)[0]  # type: ignore[no-untyped-call]
         return value
     return _ops.hypervolume(points, ref_point, maximize, raises, lengths)
 
@@ -99,16 +101,23 @@ def _as_lengths(lengths: Any, points: Tensor) -> Tensor:
 
 
 class _Hypervolume(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, points: Tensor, ref_point: Tensor, maximize: bool, raises: bool, lengths: Tensor | None
-    ) -> Tensor:
-        value, gradient = _ops.hypervolume_gradient(points, ref_point, maximize, raises, lengths)
-        ctx.save_for_backward(gradient, points, ref_point)
-        return value  # type: ignore[no-any-return]
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(
+        points: Tensor, ref_point: Tensor, maximize: bool, raises: bool, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return _ops.hypervolume_gradient(points, ref_point, maximize, raises, lengths)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        points, ref_point, *_ = inputs
+        _, gradient = output
+        ctx.mark_non_differentiable(gradient)
+        ctx.save_for_backward(gradient, points, ref_point)
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradient, points, ref_point = ctx.saved_tensors
         grad_points: Tensor = _ScaledGradient.apply(gradient, grad_value, points, ref_point)  # type: ignore[no-untyped-call]
         grad_ref = None
@@ -121,9 +130,15 @@ class _Hypervolume(torch.autograd.Function):
 class _ScaledGradient(torch.autograd.Function):
     """The product of the chain rule. It depends on points and ref_point, so a second derivative fails, not vanishes."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, grad_value: Tensor, points: Tensor, ref_point: Tensor) -> Tensor:
+    def forward(gradient: Tensor, grad_value: Tensor, points: Tensor, ref_point: Tensor) -> Tensor:
         return gradient * grad_value[..., None, None]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

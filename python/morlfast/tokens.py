@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from morlfast import _ops
-from morlfast._arguments import as_group_ids, check_group_size, check_number, same_device
+from morlfast._arguments import as_group_ids, as_group_size, as_number, same_device
 
 Scope = Literal["batch", "group", "sequence"]
 
@@ -73,7 +73,7 @@ def select_tokens(
     if advantages.device != device or mask.device != device:
         same_device("entropies", entropies, "advantages", advantages)
         same_device("entropies", entropies, "mask", mask)
-    check_number(ratio, "ratio")
+    ratio = as_number(ratio, "ratio")
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio: expected 0 <= ratio <= 1, got {ratio!r}")
     if scope not in _SCOPES:
@@ -84,7 +84,7 @@ def select_tokens(
         if (group_size is None) == (group_ids is None):
             raise ValueError('group_size, group_ids: expected exactly one of them for scope="group"')
         if group_size is not None:
-            check_group_size(group_size, shape[0])
+            group_size = as_group_size(group_size, shape[0])
         else:
             group_ids = as_group_ids(group_ids, shape[0], "entropies", entropies)
     elif group_size is not None or group_ids is not None:
