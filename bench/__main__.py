@@ -41,6 +41,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="draw the JSON's ratios to a file or a folder (default: docs/benchmarks-<machine>.svg); "
         "with --op none nothing is measured before",
     )
+    parser.add_argument("--table", action="store_true", help="print what the JSON holds, short; as --plot does")
     parser.add_argument("--list", action="store_true", help="list operators, data, shapes and peers")
     return parser.parse_args(argv)
 

@@ -240,17 +240,16 @@ def _admit(
 
 
 class _Pool:
-    """Distinct inputs, as many as the repetitions ask for and memory allows."""
+    """Distinct inputs, as many as our own repetitions ask for and memory allows."""
 
     def __init__(self, case: Case, settings: Settings) -> None:
         generator = torch.Generator().manual_seed(0)
         size = max(1, case.moved_bytes)
-        self.repetitions = MAX_REPETITIONS
         first = _to_device(case.setup(generator), settings.device)
         case.ours(*first)  # compiles, loads, allocates
-        seconds, _ = _Clock(settings).seconds(case.ours, first)
-        self.repetitions = _repetitions(seconds, settings)
-        count = max(MIN_REPETITIONS, min(self.repetitions, POOL_BYTES // size))
+        clock = _Clock(settings)
+        seconds = min(clock.seconds(case.ours, first)[0] for _ in range(2))
+        count = max(MIN_REPETITIONS, min(_repetitions(seconds, settings), POOL_BYTES // size))
         others = (_to_device(case.setup(generator), settings.device) for _ in range(count - 1))
         self.inputs: list[Inputs] = [first, *others]
 
@@ -311,7 +310,8 @@ class _Contender:
             self.samples, self.repetitions = [first], 0
         else:
             second = first if first[0] > settings.seconds else self.clock.seconds(call, inputs[-1])
-            self.repetitions = _repetitions(min(first[0], second[0]), settings)
+            # Never an input twice: a front that comes back flatters whatever branches on it.
+            self.repetitions = min(_repetitions(min(first[0], second[0]), settings), len(inputs))
 
     def summary(self, calls: int) -> Row:
         wall, cpu = (torch.tensor(self.samples, dtype=torch.float64) * (1e3 / calls)).unbind(1)

@@ -70,6 +70,36 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
+def summary(rows: list[Row]) -> str:
+    """A Markdown table an operator: our median, and each peer's ratio of times (of CPU times)."""
+    parts = []
+    for op in dict.fromkeys(row["op"] for row in rows):
+        own = [row for row in rows if row["op"] == op]
+        peers = list(dict.fromkeys(_short(row["peer"]) for row in own if row["peer"]))
+        unit = next((f"cost in {row['unit']['name']} (target)" for row in own if "unit" in row), None)
+        heads = [f"data: {op}", own[0]["axes"].replace(" ", "x"), "morlfast, ms", *peers, *filter(None, [unit])]
+        table = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for variant, shape in dict.fromkeys((row["variant"], row["shape"]) for row in own):
+            here = [row for row in own if (row["variant"], row["shape"]) == (variant, shape)]
+            found = {_short(row["peer"]): row for row in here if row["peer"]}
+            ours = next((_three(row["ours"]["median_ms"]) for row in here if "ours" in row), here[0]["status"])
+            cells = [_ratios(found[peer]) if peer in found else "" for peer in peers]
+            costs = [f"{row['cost_in_units']:.2f} ({row['target']:g})" for row in here if "unit" in row]
+            table.append("| " + " | ".join([variant, shape, ours, *cells, *costs]) + " |")
+        parts.append("\n".join(table))
+    return "\n\n".join(parts)
+
+
+def _short(peer: str | None) -> str:
+    return (peer or "").removesuffix(" loop")
+
+
+def _ratios(row: Row) -> str:
+    if "ratio" not in row:
+        return str(row["status"])
+    return f"{_three(row['ratio'])}" + (f" ({_three(row['cpu_ratio'])})" if "cpu_ratio" in row else "")
+
+
 def plot(rows: list[Row], path: Path) -> None:
     """Ratios of every row that has one, an operator a panel, on one logarithmic axis."""
     import matplotlib
@@ -83,7 +113,7 @@ def plot(rows: list[Row], path: Path) -> None:
     if not operations:
         raise ValueError("nothing to plot: no row has a ratio")
     labels = {op: list(dict.fromkeys(_label(r) for r in rows if r["op"] == op)) for op in operations}
-    peers = list(dict.fromkeys(row["peer"].removesuffix(" loop") for row in rows))
+    peers = list(dict.fromkeys(_short(row["peer"]) for row in rows))
     colours = {peer: f"C{index}" for index, peer in enumerate(peers)}
     heights = [len(labels[op]) + 1 for op in operations]
     figure, panels = plt.subplots(
@@ -96,7 +126,7 @@ def plot(rows: list[Row], path: Path) -> None:
     )
     for op, axes in zip(operations, panels[:, 0], strict=True):
         for peer in peers:
-            own = [r for r in rows if r["op"] == op and r["peer"].removesuffix(" loop") == peer]
+            own = [r for r in rows if r["op"] == op and _short(r["peer"]) == peer]
             x, y = [r["ratio"] for r in own], [labels[op].index(_label(r)) for r in own]
             axes.plot(x, y, "o", markersize=4, color=colours[peer])
         axes.axvline(1, color="black", linewidth=0.8)

@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
                     print(report.line(row), flush=True)
                     if options.json is not None:
                         report.merge(target, [row])
+    if options.table:
+        print(report.summary(report.load(target) if target.exists() else rows))
     if options.plot is not None:
         drawing = options.plot
         if not drawing.suffix:
