@@ -12,6 +12,7 @@ namespace morlfast {
 /// Copies `rows` points of front `b` to `out` (rows, m), negated when maximizing; -0.0 becomes 0.0.
 template <class T>
 void load_front(const PointsView<T>& points, int64_t b, int64_t rows, bool maximize, double* out) {
+  if (rows == 0) return;  // an empty tensor's data may be null
   const T* front = points.front(b);
   const double sign = maximize ? -1.0 : 1.0;
   for (int64_t i = 0; i < rows; ++i)
