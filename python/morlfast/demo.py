@@ -9,7 +9,8 @@ environment is MO-Gymnasium's `deep-sea-treasure-v0` (convex map), undiscounted.
    group, divided by its standard deviation over the batch and weighted by the group's preference. Episodes
    without treasure are NaN, that is not scored, and teach nothing;
 3. `select_tokens` keeps the half of all time steps with the highest |advantage| * policy entropy;
-4. one Adam step on advantage * log-probability of the kept actions, plus a small entropy bonus;
+4. one Adam step on advantage * log-probability of the kept actions, plus a small entropy bonus, with a
+   learning rate that falls to zero;
 5. `hypervolume` and `non_dominated_sort` say how far the greedy policies are from the known front.
 
 Training takes 288,000 episodes, too many for an environment that steps in Python. It is finite and
@@ -209,6 +210,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     logits = torch.zeros(len(preferences), *sea.next_state.shape, requires_grad=True)  # (P, S, A)
     optimizer = torch.optim.Adam([logits], lr=LEARNING_RATE)
+    # Whitened advantages do not shrink as policies settle, so the steps must.
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
     weights = preferences.repeat_interleave(EPISODES, dim=0)  # (N, 2), N = P * EPISODES
     policy = torch.arange(len(preferences)).repeat_interleave(EPISODES)[:, None]  # (N, 1)
     curve: dict[int, Tensor] = {}
@@ -229,6 +232,7 @@ def train(
         optimizer.zero_grad()
         torch.autograd.backward(-(gain + bonus).sum() / len(rewards))
         optimizer.step()
+        schedule.step()
 
         if step % STEPS_PER_EVALUATION == 0 or step == steps:
             greedy = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()

@@ -55,13 +55,12 @@ def select_tokens(
     tensor([[False,  True, False],
             [ True, False, False]])
     """
-    for name, tensor in (("advantages", advantages), ("entropies", entropies)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask: expected a tensor, got {type(mask).__name__}")
+    if not isinstance(advantages, Tensor) or not advantages.is_floating_point():
+        raise _not_floating("advantages", advantages)
+    if not isinstance(entropies, Tensor) or not entropies.is_floating_point():
+        raise _not_floating("entropies", entropies)
     shape = entropies.shape
     if len(shape) != 2:
         raise ValueError(f"entropies: expected shape (N, T), got {tuple(shape)}")
@@ -90,3 +89,8 @@ def select_tokens(
     elif group_size is not None or group_ids is not None:
         raise ValueError(f'group_size, group_ids: expected neither for scope="{scope}"')
     return _ops.select_tokens(advantages, entropies, mask, ratio, _SCOPES[scope], group_size or 0, group_ids)
+
+
+def _not_floating(name: str, value: Any) -> TypeError:
+    came = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    return TypeError(f"{name}: expected a floating-point tensor, got {came}")
