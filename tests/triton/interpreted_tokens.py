@@ -51,7 +51,7 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     if request.param == "one tile":
         return 21
     monkeypatch.setattr(kernels, "TILE", 128)
-    return 300
+    return 200
 
 
 @pytest.fixture(params=["row kernel", "histograms in memory"])

@@ -275,6 +275,8 @@ def test_kernel_fits(case: Case, architecture: int, tmp_path: Path) -> None:
     assert used["STACK"] == 0, f"spills: {used}"
     assert used["REG"] <= case.registers, used
     assert compiled.metadata.shared <= SHARED_LIMIT, compiled.metadata.shared
+    # Fused, w * r - pivot of equal rewards would not be zero.
+    assert "fma.rn.f" not in compiled.asm["ptx"]
 
 
 def test_every_kernel_has_a_case() -> None:
