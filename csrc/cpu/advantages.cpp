@@ -29,6 +29,7 @@ struct Moments {
   /// Second pass, over the same values.
   void add_square(double value) { squares += centred(value) * centred(value); }
   double deviation(int64_t ddof) const {
+    if (!finite()) return kNan;
     return count > ddof ? std::sqrt(squares / static_cast<double>(count - ddof)) : 0;
   }
   bool finite() const { return std::isfinite(pivot) && std::isfinite(sum); }
@@ -137,6 +138,59 @@ void centre_groups(const Problem& p, double* scores, const char* scored) {
   });
 }
 
+/// Mean and deviation of each objective of one group, as arrays over the objectives so that loops over them are vectors.
+class GroupMoments {
+ public:
+  explicit GroupMoments(int64_t m) : pivot_(m), centre_(m), count_(m), squares_(m), factor_(m), m_(m) {}
+
+  /// Two passes over values (rows, m) about each objective's first scored value; NaN is not scored.
+  void measure(const double* values, int64_t rows, bool squares) {
+    std::fill(count_.begin(), count_.end(), 0);
+    std::fill(centre_.begin(), centre_.end(), 0);
+    std::fill(squares_.begin(), squares_.end(), 0);
+    for (int64_t k = 0; k < m_; ++k) {
+      int64_t i = 0;
+      while (i < rows && std::isnan(values[i * m_ + k])) ++i;
+      pivot_[k] = i < rows ? values[i * m_ + k] : 0;
+    }
+    double *__restrict centre = centre_.data(), *__restrict count = count_.data(), *__restrict square = squares_.data();
+    const double* __restrict pivot = pivot_.data();
+    for (int64_t i = 0; i < rows; ++i) {
+      const double* __restrict row = values + i * m_;
+      for (int64_t k = 0; k < m_; ++k) {
+        const bool scored = row[k] == row[k];
+        centre[k] += scored ? row[k] - pivot[k] : 0;
+        count[k] += scored ? 1 : 0;
+      }
+    }
+    for (int64_t k = 0; k < m_; ++k) centre[k] = count[k] > 0 ? centre[k] / count[k] : 0;
+    if (!squares) return;
+    for (int64_t i = 0; i < rows; ++i) {
+      const double* __restrict row = values + i * m_;
+      for (int64_t k = 0; k < m_; ++k) {
+        const double centred = row[k] == row[k] ? (row[k] - pivot[k]) - centre[k] : 0;
+        square[k] += centred * centred;
+      }
+    }
+  }
+
+  /// The divisor of objective k is `batch_divisors[k]`, or with `by_group` the group's own deviation plus eps.
+  void divide_by(const std::vector<double>& batch_divisors, bool by_group, int64_t ddof, double eps) {
+    for (int64_t k = 0; k < m_; ++k) {
+      const double freedom = count_[k] - static_cast<double>(ddof);
+      const double divisor = by_group ? (freedom > 0 ? std::sqrt(squares_[k] / freedom) : 0) + eps : batch_divisors[k];
+      const bool finite = std::isfinite(pivot_[k]) && std::isfinite(centre_[k]);
+      factor_[k] = !finite ? kNan : divisor == 0 ? 0 : 1 / divisor;
+    }
+  }
+
+  double centred(double value, int64_t k) const { return ((value - pivot_[k]) - centre_[k]) * factor_[k]; }
+
+ private:
+  std::vector<double> pivot_, centre_, count_, squares_, factor_;  // centre: mean minus pivot
+  int64_t m_;
+};
+
 /// GDPO before its whitening: scores[i] = sum_k w_ik (r_ik - mean_g r_k) / (sigma_k + eps).
 template <class R, class W>
 void decoupled_scores(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, double* scores,
@@ -149,31 +203,33 @@ void decoupled_scores(const Problem& p, const Matrix<R>& rewards, const Matrix<W
                               [&](int64_t i) { return rewards(i, k); })
                               .deviation(p.ddof) +
                           p.eps;
-  parallel_for(p.groups.count(), p.parallel, [&](int64_t g) {
-    static thread_local std::vector<Moments> moments;
-    static thread_local std::vector<double> divisors;
-    moments.assign(p.m, {});
-    divisors = batch_divisors;
-    const int64_t begin = p.groups.begin(g), end = p.groups.end(g);
-    for (int64_t place = begin; place < end; ++place)
-      for (int64_t k = 0; k < p.m; ++k)
-        if (const double r = rewards(p.groups.row(place), k); !std::isnan(r)) moments[k].add(r);
-    if (p.scale == AdvantageScale::group) {
-      for (int64_t place = begin; place < end; ++place)
-        for (int64_t k = 0; k < p.m; ++k)
-          if (const double r = rewards(p.groups.row(place), k); !std::isnan(r)) moments[k].add_square(r);
-      for (int64_t k = 0; k < p.m; ++k) divisors[k] = moments[k].deviation(p.ddof) + p.eps;
-    }
-    for (int64_t place = begin; place < end; ++place) {
-      const int64_t i = p.groups.row(place);
-      double sum = 0;
-      for (int64_t k = 0; k < p.m; ++k) {
-        const double r = rewards(i, k);
-        if (std::isnan(r)) continue;
-        scored[i] = 1;
-        sum += weights(i, k) * (moments[k].finite() ? divide(moments[k].centred(r), divisors[k]) : kNan);
+  const bool by_group = p.scale == AdvantageScale::group;
+  constexpr int64_t kGroupsAtOnce = 64;
+  const int64_t runs = (p.groups.count() + kGroupsAtOnce - 1) / kGroupsAtOnce;
+  parallel_for(runs, p.parallel, [&](int64_t run) {
+    GroupMoments moments(p.m);
+    std::vector<double> values;
+    for (int64_t g = run * kGroupsAtOnce; g < std::min(p.groups.count(), (run + 1) * kGroupsAtOnce); ++g) {
+      const int64_t begin = p.groups.begin(g), rows = p.groups.end(g) - begin;
+      values.resize(rows * p.m);
+      double* value = values.data();
+      for (int64_t place = 0; place < rows; ++place)
+        for (int64_t k = 0; k < p.m; ++k) *value++ = rewards(p.groups.row(begin + place), k);
+      moments.measure(values.data(), rows, by_group);
+      moments.divide_by(batch_divisors, by_group, p.ddof, p.eps);
+      for (int64_t place = 0; place < rows; ++place) {
+        const int64_t i = p.groups.row(begin + place);
+        const double* row = &values[place * p.m];
+        double sum = 0;
+        bool any = false;
+        for (int64_t k = 0; k < p.m; ++k) {
+          const bool is_scored = row[k] == row[k];
+          sum += is_scored ? weights(i, k) * moments.centred(row[k], k) : 0;
+          any |= is_scored;
+        }
+        scores[i] = sum;
+        scored[i] = any;
       }
-      scores[i] = sum;
     }
   });
 }
