@@ -220,8 +220,10 @@ def _admit(
         detail = f"about {expected:.3g} s a call, foreseen from a smaller shape; the cap is {settings.cap:g} s"
         return {**row, "status": "skipped", "detail": detail}, None
     try:
-        prepared = [peer.prepare(*inputs) for inputs in pool.inputs]
+        prepared = [peer.prepare(*inputs) for inputs in pool.inputs[:2]]
         contender = _Contender(call, prepared, pool, settings, host=peer.host)
+        needed = max(contender.repetitions, min(CHECKED_INPUTS, len(pool.inputs)))  # Python lists are large
+        prepared += [peer.prepare(*inputs) for inputs in pool.inputs[2:needed]]
         checked, started = 0, time.perf_counter()
         for index in range(min(len(prepared), CHECKED_INPUTS)):
             theirs = contender.first if index == 0 else call(*prepared[index])
@@ -309,9 +311,9 @@ class _Contender:
         if first[0] > settings.cap:  # the one call that showed it
             self.samples, self.repetitions = [first], 0
         else:
-            second = first if first[0] > settings.seconds else self.clock.seconds(call, inputs[-1])
+            second = first if first[0] > settings.seconds else self.clock.seconds(call, inputs[1])
             # Never an input twice: a front that comes back flatters whatever branches on it.
-            self.repetitions = min(_repetitions(min(first[0], second[0]), settings), len(inputs))
+            self.repetitions = min(_repetitions(min(first[0], second[0]), settings), len(pool.inputs))
 
     def summary(self, calls: int) -> Row:
         wall, cpu = (torch.tensor(self.samples, dtype=torch.float64) * (1e3 / calls)).unbind(1)
@@ -337,7 +339,7 @@ def _interleave(contenders: dict[str, _Contender]) -> None:
                     continue
                 # Apart from one another, so that nobody finds an input in cache that another has just read.
                 offset = place * len(c.inputs) // len(entries)
-                c.samples.append(c.clock.seconds(c.call, c.inputs[(r + offset) % len(c.inputs)]))
+                c.samples.append(c.clock.seconds(c.call, c.inputs[(len(c.samples) + offset) % len(c.inputs)]))
     finally:
         gc.enable()
 
