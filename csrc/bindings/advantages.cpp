@@ -19,7 +19,8 @@ Result advantages(const Tensor& rewards, int64_t group_size, const std::optional
     const bool a_row_each = weights->dims() == 2 && weights->size(0) == n;
     if ((weights->dims() != 1 && !a_row_each) || weights->size(-1) != m)
       throw nb::value_error(("weights: expected shape (" + std::to_string(m) + ",) or (" + std::to_string(n) + ", " +
-                             std::to_string(m) + "), got " + weights->shape()).c_str());
+                             std::to_string(m) + "), got " + weights->shape())
+                                .c_str());
     weight = matrix_view(*weights, "weights", true);
     weight.row_stride = a_row_each ? weights->stride(0) : 0;
     weight.column_stride = weights->stride(-1);

@@ -2,9 +2,9 @@
 
 #include <optional>
 
+#include "morlfast/cuda/hypervolume.hpp"
 #include "operators.hpp"
 #include "tensor.hpp"
-#include "morlfast/cuda/hypervolume.hpp"
 
 namespace morlfast::bindings {
 namespace {
@@ -25,7 +25,8 @@ class RefPoints {
     }
     if (!fits)
       throw nb::value_error(("ref_point: expected one value for each objective, broadcastable to the batch of points " +
-                             points.shape() + ", got " + ref_point.shape()).c_str());
+                             points.shape() + ", got " + ref_point.shape())
+                                .c_str());
     require_cpu(ref_point, "ref_point");
     if (!ref_point.is(kDLFloat, 32) && !ref_point.is(kDLFloat, 64))
       throw nb::type_error("ref_point: expected float32 or float64");
@@ -55,7 +56,8 @@ const int64_t* checked_lengths(const std::optional<Tensor>& lengths, const Tenso
   }
   if (!fits)
     throw nb::value_error(("lengths: expected the batch shape and contiguous strides for points " + points.shape() +
-                           ", got " + lengths->shape()).c_str());
+                           ", got " + lengths->shape())
+                              .c_str());
   return reinterpret_cast<const int64_t*>(lengths->data());
 }
 
@@ -103,8 +105,9 @@ void require_cuda(const Tensor& tensor, const char* argument, const Shape& shape
     stride *= std::max<int64_t>(tensor.size(d), 1);
   }
   if (!fits)
-    throw nb::value_error((std::string(argument) + ": expected a contiguous CUDA tensor that fits points, got " +
-                           tensor.shape()).c_str());
+    throw nb::value_error(
+        (std::string(argument) + ": expected a contiguous CUDA tensor that fits points, got " + tensor.shape())
+            .c_str());
 }
 
 void require_cuda_build() {

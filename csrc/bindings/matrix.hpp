@@ -20,13 +20,15 @@ inline Groups groups_of(const std::optional<Tensor>& group_ids, int64_t group_si
   if (!group_ids) {
     if (group_size < 1 || rows % group_size != 0)
       throw nb::value_error(("group_size: expected a positive divisor of the number of rollouts " +
-                             std::to_string(rows) + ", got " + std::to_string(group_size)).c_str());
+                             std::to_string(rows) + ", got " + std::to_string(group_size))
+                                .c_str());
     return Groups::contiguous(rows, group_size);
   }
   require_cpu(*group_ids, "group_ids");
   if (group_ids->dims() != 1 || group_ids->size(0) != rows)
     throw nb::value_error(("group_ids: expected one id for each of " + std::to_string(rows) + " rollouts, got shape " +
-                           group_ids->shape()).c_str());
+                           group_ids->shape())
+                              .c_str());
   if (group_ids->is(kDLInt, 64))
     return Groups::by_id(reinterpret_cast<const int64_t*>(group_ids->data()), group_ids->stride(0), rows);
   if (group_ids->is(kDLInt, 32))

@@ -51,9 +51,11 @@ Dtype Tensor::dtype(const char* argument) const {
   if (is(kDLInt, 16)) return Dtype::int16;
   if (is(kDLInt, 32)) return Dtype::int32;
   if (is(kDLInt, 64)) return Dtype::int64;
-  throw nb::type_error((std::string(argument) + ": expected a real floating-point, integer or bool tensor, got an "
-                        "element type of " + std::to_string(view.dtype.bits) + " bits, DLPack code " +
-                        std::to_string(view.dtype.code)).c_str());
+  throw nb::type_error((std::string(argument) +
+                        ": expected a real floating-point, integer or bool tensor, got an "
+                        "element type of " +
+                        std::to_string(view.dtype.bits) + " bits, DLPack code " + std::to_string(view.dtype.code))
+                           .c_str());
 }
 
 void* Tensor::current_stream() const {
@@ -109,10 +111,8 @@ void require_cpu(const Tensor& tensor, const char* argument) {
 
 void require_points(const Tensor& points) {
   require_cpu(points, "points");
-  if (!points.is(kDLFloat, 32) && !points.is(kDLFloat, 64))
-    throw nb::type_error("points: expected float32 or float64");
-  if (points.dims() < 2)
-    throw nb::value_error(("points: expected shape (..., n, m), got " + points.shape()).c_str());
+  if (!points.is(kDLFloat, 32) && !points.is(kDLFloat, 64)) throw nb::type_error("points: expected float32 or float64");
+  if (points.dims() < 2) throw nb::value_error(("points: expected shape (..., n, m), got " + points.shape()).c_str());
 }
 
 }  // namespace morlfast::bindings

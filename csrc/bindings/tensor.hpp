@@ -27,7 +27,6 @@ struct Shape {
   static constexpr int kMaxDims = 64;  // torch's own limit
   int dims = 0;
   int64_t sizes[kMaxDims];
-
 };
 
 /// A tensor argument: a view that lives as long as the call.

@@ -15,12 +15,11 @@ Result keep_mask(const Tensor& advantages, const Tensor& entropies, const Tensor
   if (entropies.dims() != 2)
     throw nb::value_error(("entropies: expected shape (N, T), got " + entropies.shape()).c_str());
   const int64_t rows = entropies.size(0), columns = entropies.size(1);
-  const auto is_whole = [&](const Tensor& t) {
-    return t.dims() == 2 && t.size(0) == rows && t.size(1) == columns;
-  };
+  const auto is_whole = [&](const Tensor& t) { return t.dims() == 2 && t.size(0) == rows && t.size(1) == columns; };
   if (!is_whole(advantages) && (advantages.dims() != 1 || advantages.size(0) != rows))
-    throw nb::value_error(("advantages: expected (N,) or (N, T) with (N, T) = " + entropies.shape() + ", got " +
-                           advantages.shape()).c_str());
+    throw nb::value_error(
+        ("advantages: expected (N,) or (N, T) with (N, T) = " + entropies.shape() + ", got " + advantages.shape())
+            .c_str());
   if (!is_whole(mask))
     throw nb::value_error(("mask: expected (N, T) = " + entropies.shape() + ", got " + mask.shape()).c_str());
   if (!(ratio >= 0 && ratio <= 1))
@@ -32,8 +31,7 @@ Result keep_mask(const Tensor& advantages, const Tensor& entropies, const Tensor
   bool* keep = result.data<bool>();
   const GilRelease release(entropies.numel());
   if (rows == 0) return result;
-  if (scope != kBatch && scope != kGroup && scope != kSequence)
-    throw nb::value_error("scope: expected 0, 1 or 2");
+  if (scope != kBatch && scope != kGroup && scope != kSequence) throw nb::value_error("scope: expected 0, 1 or 2");
   const Groups groups = scope == kBatch      ? Groups::contiguous(rows, rows)
                         : scope == kSequence ? Groups::contiguous(rows, 1)
                                              : groups_of(group_ids, group_size, rows);

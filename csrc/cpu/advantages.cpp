@@ -7,29 +7,28 @@
 #include <vector>
 
 #include "parallel.hpp"
+#include "simd.hpp"
 
 namespace morlfast {
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-/// Mean and deviation of scored (not NaN) values; two passes about the first of them, so equal values give exactly 0.
+/// Mean and deviation of scored (not NaN) values: add() each, settle(), then add_square() each again. Both passes are
+/// about the first value, so equal values give exactly 0.
 struct Moments {
   double pivot = 0, sum = 0, squares = 0;
+  double centre = 0;  // mean minus pivot: subtracted after the pivot, the mean itself is never rounded
   int64_t count = 0;
 
   void add(double value) {
     if (count++ == 0) pivot = value;
     sum += value - pivot;
   }
-  double mean() const { return pivot + centre(); }
-  /// Mean minus pivot: subtract both from a value to centre it without rounding the mean first.
-  double centre() const { return count > 0 ? sum / static_cast<double>(count) : 0; }
-  double centred(double value) const { return (value - pivot) - centre(); }
-  /// Second pass, over the same values.
+  void settle() { centre = count > 0 ? sum / static_cast<double>(count) : 0; }
+  double centred(double value) const { return (value - pivot) - centre; }
   void add_square(double value) { squares += centred(value) * centred(value); }
   double deviation(int64_t ddof) const {
-    if (!finite()) return kNan;
     return count > ddof ? std::sqrt(squares / static_cast<double>(count - ddof)) : 0;
   }
   bool finite() const { return std::isfinite(pivot) && std::isfinite(sum); }
@@ -56,10 +55,10 @@ Moments batch_moments(int64_t n, bool parallel, const IsScored& is_scored, const
     for (int64_t i = c * kChunk; i < std::min(n, (c + 1) * kChunk); ++i)
       if (is_scored(i)) visit(value(i));
   };
-  parallel_for(chunks, parallel, [&](int64_t c) {
-    each_value(c, [&](double x) { parts[c].sum += x - all.pivot, ++parts[c].count; });
-  });
+  parallel_for(chunks, parallel,
+               [&](int64_t c) { each_value(c, [&](double x) { parts[c].sum += x - all.pivot, ++parts[c].count; }); });
   for (const Moments& part : parts) all.sum += part.sum, all.count += part.count;
+  all.settle();
   parallel_for(chunks, parallel, [&](int64_t c) {
     each_value(c, [&](double x) {
       const double d = all.centred(x);
@@ -89,12 +88,18 @@ struct Matrix {
   double operator()(int64_t i, int64_t k) const {
     return data ? static_cast<double>(data[i * row_stride + k * column_stride]) : 1.0;
   }
+
+  void read(int64_t i, int64_t m, double* out) const {
+    if (data && column_stride == 1)
+      for (int64_t k = 0; k < m; ++k) out[k] = static_cast<double>(data[i * row_stride + k]);
+    else
+      for (int64_t k = 0; k < m; ++k) out[k] = (*this)(i, k);
+  }
 };
 
 /// scores[i] = sum_k w_ik r_ik over the scored objectives; scored[i]: there is one.
 template <class R, class W>
-void weighted_sums(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, double* scores,
-                   char* scored) {
+void weighted_sums(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, double* scores, char* scored) {
   parallel_for((p.n + kChunk - 1) / kChunk, p.parallel, [&](int64_t c) {
     for (int64_t i = c * kChunk; i < std::min(p.n, (c + 1) * kChunk); ++i) {
       scores[i] = 0;
@@ -112,11 +117,11 @@ void weighted_sums(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& 
 void centre_groups(const Problem& p, double* scores, const char* scored) {
   double batch_divisor = 1;
   if (p.scale == AdvantageScale::batch)
-    batch_divisor = batch_moments(
-                        p.n, p.parallel, [&](int64_t i) { return scored[i] != 0; },
-                        [&](int64_t i) { return scores[i]; })
-                        .deviation(p.ddof) +
-                    p.eps;
+    batch_divisor =
+        batch_moments(
+            p.n, p.parallel, [&](int64_t i) { return scored[i] != 0; }, [&](int64_t i) { return scores[i]; })
+            .deviation(p.ddof) +
+        p.eps;
   parallel_for(p.groups.count(), p.parallel, [&](int64_t g) {
     const int64_t begin = p.groups.begin(g), end = p.groups.end(g);
     const auto each_score = [&](const auto& visit) {
@@ -125,6 +130,7 @@ void centre_groups(const Problem& p, double* scores, const char* scored) {
     };
     Moments moments;
     each_score([&](double score) { moments.add(score); });
+    moments.settle();
     double divisor = batch_divisor;
     if (p.scale == AdvantageScale::group) {
       each_score([&](double score) { moments.add_square(score); });
@@ -138,97 +144,78 @@ void centre_groups(const Problem& p, double* scores, const char* scored) {
   });
 }
 
-/// Mean and deviation of each objective of one group, as arrays over the objectives so that loops over them are vectors.
-class GroupMoments {
+/// Standardizes each objective of one group; arrays over the objectives, so that loops over them are vectors.
+class GroupStandardizer {
  public:
-  explicit GroupMoments(int64_t m) : pivot_(m), centre_(m), count_(m), squares_(m), factor_(m), m_(m) {}
+  explicit GroupStandardizer(int64_t m) : m_(m), pivot_(m), centre_(m), count_(m), squares_(m), factor_(m) {}
 
-  /// Two passes over values (rows, m) about each objective's first scored value; NaN is not scored.
-  void measure(const double* values, int64_t rows, bool squares) {
-    std::fill(count_.begin(), count_.end(), 0);
-    std::fill(centre_.begin(), centre_.end(), 0);
-    std::fill(squares_.begin(), squares_.end(), 0);
+  /// values (rows, m) become (value - mean) / divisor, and 0 where NaN: not scored. The divisor is the group's own
+  /// deviation plus eps, or with `batch_divisors` those.
+  void standardize(double* values, int64_t rows, const double* batch_divisors, int64_t ddof, double eps) {
     for (int64_t k = 0; k < m_; ++k) {
       int64_t i = 0;
       while (i < rows && std::isnan(values[i * m_ + k])) ++i;
       pivot_[k] = i < rows ? values[i * m_ + k] : 0;
     }
-    double *__restrict centre = centre_.data(), *__restrict count = count_.data(), *__restrict square = squares_.data();
-    const double* __restrict pivot = pivot_.data();
-    for (int64_t i = 0; i < rows; ++i) {
-      const double* __restrict row = values + i * m_;
-      for (int64_t k = 0; k < m_; ++k) {
-        const bool scored = row[k] == row[k];
-        centre[k] += scored ? row[k] - pivot[k] : 0;
-        count[k] += scored ? 1 : 0;
-      }
+    std::fill(centre_.begin(), centre_.end(), 0);
+    std::fill(count_.begin(), count_.end(), 0);
+    simd().sum_scored(values, rows, m_, pivot_.data(), centre_.data(), count_.data());
+    for (int64_t k = 0; k < m_; ++k) centre_[k] = count_[k] > 0 ? centre_[k] / count_[k] : 0;
+    if (!batch_divisors) {
+      std::fill(squares_.begin(), squares_.end(), 0);
+      simd().sum_squares(values, rows, m_, pivot_.data(), centre_.data(), squares_.data());
     }
-    for (int64_t k = 0; k < m_; ++k) centre[k] = count[k] > 0 ? centre[k] / count[k] : 0;
-    if (!squares) return;
-    for (int64_t i = 0; i < rows; ++i) {
-      const double* __restrict row = values + i * m_;
-      for (int64_t k = 0; k < m_; ++k) {
-        const double centred = row[k] == row[k] ? (row[k] - pivot[k]) - centre[k] : 0;
-        square[k] += centred * centred;
-      }
-    }
-  }
-
-  /// The divisor of objective k is `batch_divisors[k]`, or with `by_group` the group's own deviation plus eps.
-  void divide_by(const std::vector<double>& batch_divisors, bool by_group, int64_t ddof, double eps) {
     for (int64_t k = 0; k < m_; ++k) {
       const double freedom = count_[k] - static_cast<double>(ddof);
-      const double divisor = by_group ? (freedom > 0 ? std::sqrt(squares_[k] / freedom) : 0) + eps : batch_divisors[k];
+      const double divisor =
+          batch_divisors ? batch_divisors[k] : (freedom > 0 ? std::sqrt(squares_[k] / freedom) : 0) + eps;
       const bool finite = std::isfinite(pivot_[k]) && std::isfinite(centre_[k]);
       factor_[k] = !finite ? kNan : divisor == 0 ? 0 : 1 / divisor;
     }
+    simd().standardize(values, rows, m_, pivot_.data(), centre_.data(), factor_.data());
   }
 
-  double centred(double value, int64_t k) const { return ((value - pivot_[k]) - centre_[k]) * factor_[k]; }
-
  private:
-  std::vector<double> pivot_, centre_, count_, squares_, factor_;  // centre: mean minus pivot
   int64_t m_;
+  std::vector<double> pivot_, centre_, count_, squares_, factor_;  // centre: mean minus pivot
 };
 
 /// GDPO before its whitening: scores[i] = sum_k w_ik (r_ik - mean_g r_k) / (sigma_k + eps).
 template <class R, class W>
 void decoupled_scores(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, double* scores,
                       char* scored) {
-  std::vector<double> batch_divisors(p.m, 1);
-  if (p.scale == AdvantageScale::batch)
-    for (int64_t k = 0; k < p.m; ++k)
-      batch_divisors[k] = batch_moments(
-                              p.n, p.parallel, [&](int64_t i) { return !std::isnan(rewards(i, k)); },
-                              [&](int64_t i) { return rewards(i, k); })
-                              .deviation(p.ddof) +
-                          p.eps;
-  const bool by_group = p.scale == AdvantageScale::group;
+  std::vector<double> batch_divisors;
+  if (p.scale == AdvantageScale::none) batch_divisors.assign(p.m, 1);
+  for (int64_t k = 0; p.scale == AdvantageScale::batch && k < p.m; ++k)
+    batch_divisors.push_back(batch_moments(
+                                 p.n, p.parallel, [&](int64_t i) { return !std::isnan(rewards(i, k)); },
+                                 [&](int64_t i) { return rewards(i, k); })
+                                 .deviation(p.ddof) +
+                             p.eps);
   constexpr int64_t kGroupsAtOnce = 64;
   const int64_t runs = (p.groups.count() + kGroupsAtOnce - 1) / kGroupsAtOnce;
   parallel_for(runs, p.parallel, [&](int64_t run) {
-    GroupMoments moments(p.m);
-    std::vector<double> values;
+    GroupStandardizer standardizer(p.m);
+    std::vector<double> values, weight(p.m);
+    weights.read(0, p.m, weight.data());
     for (int64_t g = run * kGroupsAtOnce; g < std::min(p.groups.count(), (run + 1) * kGroupsAtOnce); ++g) {
       const int64_t begin = p.groups.begin(g), rows = p.groups.end(g) - begin;
       values.resize(rows * p.m);
-      double* value = values.data();
-      for (int64_t place = 0; place < rows; ++place)
-        for (int64_t k = 0; k < p.m; ++k) *value++ = rewards(p.groups.row(begin + place), k);
-      moments.measure(values.data(), rows, by_group);
-      moments.divide_by(batch_divisors, by_group, p.ddof, p.eps);
+      for (int64_t place = 0; place < rows; ++place) {
+        const int64_t i = p.groups.row(begin + place);
+        double* row = &values[place * p.m];
+        rewards.read(i, p.m, row);
+        scored[i] = std::any_of(row, row + p.m, [](double r) { return !std::isnan(r); });
+      }
+      standardizer.standardize(values.data(), rows, batch_divisors.empty() ? nullptr : batch_divisors.data(), p.ddof,
+                               p.eps);
       for (int64_t place = 0; place < rows; ++place) {
         const int64_t i = p.groups.row(begin + place);
         const double* row = &values[place * p.m];
+        if (weights.row_stride != 0) weights.read(i, p.m, weight.data());
         double sum = 0;
-        bool any = false;
-        for (int64_t k = 0; k < p.m; ++k) {
-          const bool is_scored = row[k] == row[k];
-          sum += is_scored ? weights(i, k) * moments.centred(row[k], k) : 0;
-          any |= is_scored;
-        }
+        for (int64_t k = 0; k < p.m; ++k) sum += weight[k] * row[k];
         scores[i] = sum;
-        scored[i] = any;
       }
     }
   });
@@ -236,11 +223,12 @@ void decoupled_scores(const Problem& p, const Matrix<R>& rewards, const Matrix<W
 
 /// (s - mean) / (std + eps) over the scored rollouts of the batch; NaN or infinity among them makes all of them NaN.
 void whiten_batch(const Problem& p, double* scores, const char* scored) {
-  const Moments moments = batch_moments(
-      p.n, p.parallel, [&](int64_t i) { return scored[i] != 0; }, [&](int64_t i) { return scores[i]; });
+  const Moments moments =
+      batch_moments(p.n, p.parallel, [&](int64_t i) { return scored[i] != 0; }, [&](int64_t i) { return scores[i]; });
   const double divisor = moments.deviation(p.ddof) + p.eps;
+  const bool finite = moments.finite();
   for (int64_t i = 0; i < p.n; ++i)
-    if (scored[i]) scores[i] = moments.finite() ? divide(moments.centred(scores[i]), divisor) : kNan;
+    if (scored[i]) scores[i] = finite ? divide(moments.centred(scores[i]), divisor) : kNan;
 }
 
 template <class R, class W>

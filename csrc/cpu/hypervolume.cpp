@@ -246,9 +246,8 @@ void hypervolume(const PointsView<T>& points, const VectorsView<R>& ref_point, c
   });
 }
 
-#define MORLFAST_INSTANTIATE(T, R)                                                                                 \
-  template void hypervolume<T, R>(const PointsView<T>&, const VectorsView<R>&, const int64_t*, bool, NanPolicy, T*, \
-                                  T*);
+#define MORLFAST_INSTANTIATE(T, R) \
+  template void hypervolume<T, R>(const PointsView<T>&, const VectorsView<R>&, const int64_t*, bool, NanPolicy, T*, T*);
 MORLFAST_INSTANTIATE(float, float)
 MORLFAST_INSTANTIATE(float, double)
 MORLFAST_INSTANTIATE(double, float)

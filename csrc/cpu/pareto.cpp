@@ -63,9 +63,9 @@ void rank_sorted_3(const double* z, int64_t n, SortedRanks& ranks) {
   std::vector<Staircase> fronts;
   for (int64_t i = 0; i < n; ++i) {
     const double a = z[3 * i + 1], b = z[3 * i + 2];
-    const auto front = std::partition_point(fronts.begin(), fronts.end(),
-                                            [&](const Staircase& s) { return s.dominates(a, b); }) -
-                       fronts.begin();
+    const auto front =
+        std::partition_point(fronts.begin(), fronts.end(), [&](const Staircase& s) { return s.dominates(a, b); }) -
+        fronts.begin();
     if (front == static_cast<int64_t>(fronts.size())) fronts.emplace_back();
     fronts[front].add(a, b);
     ranks[i] = static_cast<int32_t>(front);
@@ -111,9 +111,8 @@ void rank_sorted_many(const double* z, int64_t n, int64_t m, SortedRanks& ranks)
     position[j].resize(n);
     for (int64_t i = 0; i < n; ++i) order[j][i] = keyed[i].second;
     for (int64_t i = n - 1; i >= 0; --i)
-      position[j][order[j][i]] = i + 1 < n && keyed[i].first == keyed[i + 1].first
-                                     ? position[j][order[j][i + 1]]
-                                     : static_cast<int32_t>(i + 1);
+      position[j][order[j][i]] = i + 1 < n && keyed[i].first == keyed[i + 1].first ? position[j][order[j][i + 1]]
+                                                                                   : static_cast<int32_t>(i + 1);
   }
   std::vector<Members> fronts;
   std::vector<std::pair<int32_t, int32_t>> by_position;
@@ -142,9 +141,9 @@ void rank_sorted_many(const double* z, int64_t n, int64_t m, SortedRanks& ranks)
       uint64_t* row = &dominators[(i - start) * words];
       const int64_t used = i / 64 + 1;
       row[used - 1] &= (uint64_t{1} << (i % 64)) - 1;  // only points before i
-      const auto front = std::partition_point(fronts.begin(), fronts.end(),
-                                              [&](const Members& f) { return f.meets(row, used); }) -
-                         fronts.begin();
+      const auto front =
+          std::partition_point(fronts.begin(), fronts.end(), [&](const Members& f) { return f.meets(row, used); }) -
+          fronts.begin();
       if (front == static_cast<int64_t>(fronts.size())) fronts.emplace_back();
       fronts[front].add(static_cast<int32_t>(i), words);
       ranks[i] = static_cast<int32_t>(front);

@@ -10,6 +10,16 @@ struct SimdTable {
   void (*and_words)(uint64_t* target, const uint64_t* source, int64_t words);
   /// Whether a[i] & b[i] is non-zero anywhere.
   bool (*any_common_bit)(const uint64_t* a, const uint64_t* b, int64_t words);
+
+  // values (rows, m), pivot, centre and factor (m); a NaN value is not scored.
+  /// sum[k] += value - pivot[k] and count[k] += 1 over the scored values
+  void (*sum_scored)(const double* values, int64_t rows, int64_t m, const double* pivot, double* sum, double* count);
+  /// squares[k] += ((value - pivot[k]) - centre[k])^2 over the scored values
+  void (*sum_squares)(const double* values, int64_t rows, int64_t m, const double* pivot, const double* centre,
+                      double* squares);
+  /// value = ((value - pivot[k]) - centre[k]) * factor[k], or 0 where it is not scored
+  void (*standardize)(double* values, int64_t rows, int64_t m, const double* pivot, const double* centre,
+                      const double* factor);
 };
 
 /// The best level that this processor runs; MORLFAST_SIMD=<name> picks a lower one.

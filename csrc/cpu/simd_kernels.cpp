@@ -26,10 +26,41 @@ bool any_common_bit(const uint64_t* __restrict a, const uint64_t* __restrict b, 
   return common != 0;
 }
 
+void sum_scored(const double* values, int64_t rows, int64_t m, const double* __restrict pivot, double* __restrict sum,
+                double* __restrict count) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const double* __restrict row = values + i * m;
+    for (int64_t k = 0; k < m; ++k) {
+      const bool scored = row[k] == row[k];
+      sum[k] += scored ? row[k] - pivot[k] : 0;
+      count[k] += scored ? 1 : 0;
+    }
+  }
+}
+
+void sum_squares(const double* values, int64_t rows, int64_t m, const double* __restrict pivot,
+                 const double* __restrict centre, double* __restrict squares) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const double* __restrict row = values + i * m;
+    for (int64_t k = 0; k < m; ++k) {
+      const double centred = row[k] == row[k] ? (row[k] - pivot[k]) - centre[k] : 0;
+      squares[k] += centred * centred;
+    }
+  }
+}
+
+void standardize(double* values, int64_t rows, int64_t m, const double* __restrict pivot,
+                 const double* __restrict centre, const double* __restrict factor) {
+  for (int64_t i = 0; i < rows; ++i) {
+    double* __restrict row = values + i * m;
+    for (int64_t k = 0; k < m; ++k) row[k] = row[k] == row[k] ? ((row[k] - pivot[k]) - centre[k]) * factor[k] : 0;
+  }
+}
+
 }  // namespace
 
 extern const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL);
-const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {MORLFAST_STRING(MORLFAST_SIMD_LEVEL), and_words,
-                                                            any_common_bit};
+const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {
+    MORLFAST_STRING(MORLFAST_SIMD_LEVEL), and_words, any_common_bit, sum_scored, sum_squares, standardize};
 
 }  // namespace morlfast

@@ -203,8 +203,7 @@ void select_in_large_scope(const Scope<Score>& scope, double ratio, bool paralle
   // From here on `wanted` counts the tokens with the threshold's own key: the first ones are kept.
   std::vector<int64_t> ties_before(parts + 1);
   for (int64_t part = 0; part < parts; ++part)
-    ties_before[part + 1] =
-        ties_before[part] + std::count(candidates[part].begin(), candidates[part].end(), threshold);
+    ties_before[part + 1] = ties_before[part] + std::count(candidates[part].begin(), candidates[part].end(), threshold);
   each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t flat) {
     for (int64_t j = 0; j < count; ++j) {
       const bool tie = keys[j] == threshold;

@@ -56,16 +56,25 @@ enum class Dtype { float32, float64, bfloat16, float16, bool8, int8, uint8, int1
 template <class F>
 decltype(auto) with_dtype(Dtype dtype, F&& f) {
   switch (dtype) {
-    case Dtype::float32: return f(float{});
-    case Dtype::float64: return f(double{});
-    case Dtype::bfloat16: return f(morlfast::bfloat16{});
-    case Dtype::float16: return f(morlfast::float16{});
+    case Dtype::float32:
+      return f(float{});
+    case Dtype::float64:
+      return f(double{});
+    case Dtype::bfloat16:
+      return f(morlfast::bfloat16{});
+    case Dtype::float16:
+      return f(morlfast::float16{});
     case Dtype::bool8:
-    case Dtype::uint8: return f(uint8_t{});
-    case Dtype::int8: return f(int8_t{});
-    case Dtype::int16: return f(int16_t{});
-    case Dtype::int32: return f(int32_t{});
-    case Dtype::int64: break;
+    case Dtype::uint8:
+      return f(uint8_t{});
+    case Dtype::int8:
+      return f(int8_t{});
+    case Dtype::int16:
+      return f(int16_t{});
+    case Dtype::int32:
+      return f(int32_t{});
+    case Dtype::int64:
+      break;
   }
   return f(int64_t{});
 }
