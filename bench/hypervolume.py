@@ -96,7 +96,7 @@ def hypervolume_gradient(shape: Shape, kind: str) -> Case:
         value = morlfast.hypervolume(leaf, ref_point, maximize=False)
         return torch.autograd.grad(value.sum(), leaf)[0]
 
-    note = "value and gradient of the points; no peer computes this gradient for m = 3 or for a batch"
+    note = "value and gradient of the points; none of the peers computes it"
     return Case(ours=ours, moved_bytes=8 * batch * (2 * n * m + 1), note=note, **_common(shape, kind))
 
 

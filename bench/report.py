@@ -101,10 +101,11 @@ def _ratios(row: Row) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Ratios of every row that has one, an operator a panel, on one logarithmic axis."""
+    """The smaller ratio of every row that has one, an operator a panel, on one logarithmic axis."""
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "morlfast"})
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
 
@@ -127,7 +128,10 @@ def plot(rows: list[Row], path: Path) -> None:
     for op, axes in zip(operations, panels[:, 0], strict=True):
         for peer in peers:
             own = [r for r in rows if r["op"] == op and _short(r["peer"]) == peer]
-            x, y = [r["ratio"] for r in own], [labels[op].index(_label(r)) for r in own]
+            x, y = (
+                [min(r["ratio"], r.get("cpu_ratio", r["ratio"])) for r in own],
+                [labels[op].index(_label(r)) for r in own],
+            )
             axes.plot(x, y, "o", markersize=4, color=colours[peer])
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_yticks(range(len(labels[op])), labels[op], fontsize=6)
@@ -136,13 +140,15 @@ def plot(rows: list[Row], path: Path) -> None:
         axes.grid(axis="x", linewidth=0.3)
         axes.tick_params(axis="x", labelsize=7)
     panels[-1, 0].set_xscale("log")
-    panels[-1, 0].set_xlabel("peer's time / morlfast's time (right of the line: morlfast is faster)", fontsize=8)
+    panels[-1, 0].set_xlabel(
+        "peer's time / morlfast's, the smaller of wall and CPU times (right of 1: morlfast is faster)", fontsize=8
+    )
     marks = [Line2D([], [], marker="o", linestyle="", color=colours[peer], label=peer) for peer in peers]
     where = rows[0]["environment"]
     title = f"{where['gpu'] or where['cpu']}, {rows[0]['threads']} thread(s)"
     figure.legend(handles=marks, title=title, loc="outside upper center", ncols=len(peers), fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 
