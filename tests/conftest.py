@@ -39,12 +39,8 @@ def run_python() -> Callable[[str], str]:
     def run(script: str) -> str:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-c", script]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=240, check=False
-        )
-        assert done.returncode == 0, (
-            f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         return done.stdout
 
     return run

@@ -38,9 +38,7 @@ def expected(rewards: torch.Tensor, groups, weights: torch.Tensor | None = None,
     table = rewards.double().reshape(n, rewards.shape[1] if rewards.ndim == 2 else 1)
     if weights is not None:
         weights = weights.double().expand(table.shape).tolist()
-    return torch.tensor(
-        reference.group_advantages(table.tolist(), list(groups), weights, **options), dtype=F64
-    )
+    return torch.tensor(reference.group_advantages(table.tolist(), list(groups), weights, **options), dtype=F64)
 
 
 def close(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-11) -> None:
@@ -100,12 +98,8 @@ def test_real_rewards_match_exact_arithmetic(method, scale, objectives):
 def test_the_default_scale_of_each_method(method):
     rewards = normal(12, 2)
     scale = {"grpo": "group", "gdpo": "group", "dr_grpo": "none", "rloo": "none"}[method]
-    assert torch.equal(
-        advantages(rewards, 4, method=method), advantages(rewards, 4, method=method, scale=scale)
-    )
-    assert torch.equal(
-        advantages(rewards, 4, method=method), advantages(rewards, 4, method=method, scale=None)
-    )
+    assert torch.equal(advantages(rewards, 4, method=method), advantages(rewards, 4, method=method, scale=scale))
+    assert torch.equal(advantages(rewards, 4, method=method), advantages(rewards, 4, method=method, scale=None))
 
 
 def test_the_defaults_are_grpo_with_bessel_and_1e_4():
@@ -116,9 +110,7 @@ def test_the_defaults_are_grpo_with_bessel_and_1e_4():
 
 def test_dr_grpo_is_grpo_without_scale():
     rewards = normal(12, 3)
-    assert torch.equal(
-        advantages(rewards, 4, method="dr_grpo"), advantages(rewards, 4, method="grpo", scale="none")
-    )
+    assert torch.equal(advantages(rewards, 4, method="dr_grpo"), advantages(rewards, 4, method="grpo", scale="none"))
 
 
 def test_one_objective_is_the_same_as_none():
@@ -127,9 +119,7 @@ def test_one_objective_is_the_same_as_none():
         flat = advantages(rewards, 4, method=method, scale=scale)
         assert torch.equal(flat, advantages(rewards[:, None], 4, method=method, scale=scale))
         weighted = advantages(rewards, 4, method=method, scale=scale, weights=torch.tensor([2.0], dtype=F64))
-        column = advantages(
-            rewards[:, None], 4, method=method, scale=scale, weights=torch.tensor([2.0], dtype=F64)
-        )
+        column = advantages(rewards[:, None], 4, method=method, scale=scale, weights=torch.tensor([2.0], dtype=F64))
         assert torch.equal(weighted, column)
 
 
@@ -492,9 +482,7 @@ def test_statistics_are_float64_and_the_result_has_the_dtype_of_the_rewards(meth
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
-)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 @pytest.mark.parametrize(("method", "scale"), COMBINATIONS)
 def test_integers_and_bools_become_float32(method, scale, dtype):
     rewards = torch.tensor(GDPO_REWARDS).to(dtype)
@@ -538,9 +526,7 @@ def test_a_read_only_memory_map_is_only_read(tmp_path):
     x.tofile(tmp_path / "rewards")
     mapped = torch.from_numpy(np.memmap(tmp_path / "rewards", dtype=np.float64, mode="r", shape=x.shape))
     for method in METHODS:
-        assert torch.equal(
-            advantages(mapped, 8, method=method), advantages(torch.from_numpy(x), 8, method=method)
-        )
+        assert torch.equal(advantages(mapped, 8, method=method), advantages(torch.from_numpy(x), 8, method=method))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16, torch.float16])

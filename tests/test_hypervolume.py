@@ -254,9 +254,7 @@ def test_padding_is_never_read(case, extra, value):
     points, ref, maximize = case
     padding = torch.full((extra, points.shape[1]), value, dtype=F64)
     lengths = torch.tensor(len(points))
-    assert torch.equal(
-        hv(torch.cat([points, padding]), ref, maximize, lengths=lengths), hv(points, ref, maximize)
-    )
+    assert torch.equal(hv(torch.cat([points, padding]), ref, maximize, lengths=lengths), hv(points, ref, maximize))
 
 
 # Invariances.
@@ -299,9 +297,7 @@ def test_scaling_by_powers_of_two_scales_the_volume_exactly(case, exponents):
 def test_shifting_everything_changes_nothing(case, offsets):
     points, ref, maximize = case
     shift = torch.tensor(offsets[: points.shape[1]], dtype=F64)
-    assert torch.equal(
-        hv(points + shift, torch.tensor(ref, dtype=F64) + shift, maximize), hv(points, ref, maximize)
-    )
+    assert torch.equal(hv(points + shift, torch.tensor(ref, dtype=F64) + shift, maximize), hv(points, ref, maximize))
 
 
 @given(grids())
@@ -469,9 +465,7 @@ def test_the_gradient_of_integer_grids_is_exact_with_ties_and_duplicates(case):
 def test_gradcheck_in_general_position(m, maximize):
     maximize = [k % 2 == 0 for k in range(m)] if maximize == "mixed" else maximize
     # A lattice in shuffled order keeps every coordinate 0.02 from any other.
-    order = torch.stack(
-        [torch.randperm(30, generator=torch.Generator().manual_seed(k)) for k in range(m)], -1
-    )
+    order = torch.stack([torch.randperm(30, generator=torch.Generator().manual_seed(k)) for k in range(m)], -1)
     points = (order.reshape(5, 6, m).to(F64) / 32 + 0.01).requires_grad_()
     ref = torch.full((5, m), 0.5, dtype=F64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda z, r: hv(z, r, maximize), (points, ref))

@@ -115,9 +115,7 @@ def test_schemas_come_from_the_extension(name):
     exported = morlfast._C.schemas[name]
     schema = torch._C.parse_schema(exported if exported.startswith(name) else f"{name}{exported}")
     registered = operator(name)._schema
-    assert [(a.name, str(a.type)) for a in registered.arguments] == [
-        (a.name, str(a.type)) for a in schema.arguments
-    ]
+    assert [(a.name, str(a.type)) for a in registered.arguments] == [(a.name, str(a.type)) for a in schema.arguments]
     assert [str(r.type) for r in registered.returns] == [str(r.type) for r in schema.returns]
     for sample in SAMPLES[name]:
         assert {a.name for a in registered.arguments} == sample.keys()

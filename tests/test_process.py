@@ -47,9 +47,7 @@ WORK = {
     "gdpo over the batch": lambda: morlfast.group_advantages(REWARDS, 8, method="gdpo", scale="batch"),
     "tokens": lambda: morlfast.select_tokens(ADVANTAGES, ENTROPIES, VALID, 0.2),
     "tokens by sequence": lambda: morlfast.select_tokens(ADVANTAGES, ENTROPIES, VALID, 0.2, scope="sequence"),
-    "tokens by group": lambda: morlfast.select_tokens(
-        ADVANTAGES, ENTROPIES, VALID, 0.2, scope="group", group_size=8
-    ),
+    "tokens by group": lambda: morlfast.select_tokens(ADVANTAGES, ENTROPIES, VALID, 0.2, scope="group", group_size=8),
 }
 
 

@@ -201,9 +201,7 @@ def test_negative_zero_ties_with_zero():
 
 def test_the_sign_of_an_advantage_does_not_matter():
     advantages, entropies, mask = normal(8), normal(8, 30).abs(), flags(8, 30)
-    assert torch.equal(
-        select(advantages, entropies, mask, 0.3), select(-advantages.abs(), entropies, mask, 0.3)
-    )
+    assert torch.equal(select(advantages, entropies, mask, 0.3), select(-advantages.abs(), entropies, mask, 0.3))
 
 
 # Odd values.
@@ -429,9 +427,7 @@ def test_padding_columns_change_nothing(case, ratio):
     n, t = entropies.shape
     junk = torch.full((n, 3), NAN, dtype=entropies.dtype)
     longer = advantages if advantages.ndim == 1 else torch.cat([advantages, junk], 1)
-    padded = select(
-        longer, torch.cat([entropies, junk], 1), torch.cat([mask, torch.zeros(n, 3) > 0], 1), ratio
-    )
+    padded = select(longer, torch.cat([entropies, junk], 1), torch.cat([mask, torch.zeros(n, 3) > 0], 1), ratio)
     assert torch.equal(padded[:, :t], select(advantages, entropies, mask, ratio))
     assert not padded[:, t:].any()
 

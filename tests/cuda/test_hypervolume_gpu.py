@@ -23,9 +23,7 @@ def fronts(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Te
     return ((64 * points).round() / 64).to(dtype) + 0.2
 
 
-def value_and_gradients(
-    points: Tensor, ref_point: Tensor, **options: object
-) -> tuple[Tensor, Tensor, Tensor]:
+def value_and_gradients(points: Tensor, ref_point: Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
     points, ref_point = points.detach().requires_grad_(), ref_point.detach().requires_grad_()
     value = hypervolume(points, ref_point, **options)
     weights = torch.arange(1, value.numel() + 1, dtype=value.dtype).reshape(value.shape).to(value.device)

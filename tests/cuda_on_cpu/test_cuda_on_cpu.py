@@ -50,9 +50,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address_sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(
-        tmp_path_factory.mktemp("address"), "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
-    )
+    return build(tmp_path_factory.mktemp("address"), "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +141,7 @@ def random_case(
     return Case(replace_uncounted(points, ref), ref, threads, gradient)
 
 
-def random_front(
-    rng: np.random.Generator, n: int, m: int, *, threads: int = 64, gradient: bool = True
-) -> Case:
+def random_front(rng: np.random.Generator, n: int, m: int, *, threads: int = 64, gradient: bool = True) -> Case:
     """Doubles on the positive part of a sphere: no point dominates another."""
     points = np.abs(rng.normal(size=(1, n, m)))
     points = 1 - points / np.linalg.norm(points, axis=-1, keepdims=True)

@@ -79,9 +79,7 @@ def _std(values: Sequence[Value], rows: Sequence[int], ddof: int) -> float:
     return math.sqrt(sum((values[i] - mean) ** 2 for i in scored) / (len(scored) - ddof))
 
 
-def _sigma(
-    values: Sequence[Value], group: Sequence[int], batch: Sequence[int], scale: str, ddof: int
-) -> float | None:
+def _sigma(values: Sequence[Value], group: Sequence[int], batch: Sequence[int], scale: str, ddof: int) -> float | None:
     return None if scale == "none" else _std(values, group if scale == "group" else batch, ddof)
 
 
