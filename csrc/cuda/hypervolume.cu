@@ -26,9 +26,7 @@ constexpr int kNone = -1;                               // in place of a row
 constexpr int kLast = std::numeric_limits<int>::max();  // behind every position
 
 // 0 unless both sides are positive, so that inf * 0 and inf - inf reach no sum.
-__device__ double rectangle(double width, double height) {
-  return width > 0 && height > 0 ? width * height : 0;
-}
+__device__ double rectangle(double width, double height) { return width > 0 && height > 0 ? width * height : 0; }
 
 template <int kObjectives>
 __device__ bool has_nan(const double* ref) {
@@ -54,9 +52,8 @@ __device__ double block_sum(double term) {
 
 // Grid (fronts, tiles of rows). A thread counts the points that precede its own, along every axis at once.
 template <int kThreads, int kObjectives, int kAxes = hypervolume_orders(kObjectives)>
-__global__ __launch_bounds__(kThreads) void count_predecessors(const double* points, std::int64_t fronts,
-                                                               int n, std::int32_t* order,
-                                                               std::int32_t* rank) {
+__global__ __launch_bounds__(kThreads) void count_predecessors(const double* points, std::int64_t fronts, int n,
+                                                               std::int32_t* order, std::int32_t* rank) {
   __shared__ double tile[kThreads * kObjectives];
   const std::int64_t front = blockIdx.x;
   const int thread = threadIdx.x;
@@ -103,8 +100,8 @@ struct Lowest {
 
 // Grid (fronts).
 template <int kThreads>
-__global__ __launch_bounds__(kThreads) void minimum(const double* points, const double* ref, int n,
-                                                    double* value, double* gradient) {
+__global__ __launch_bounds__(kThreads) void minimum(const double* points, const double* ref, int n, double* value,
+                                                    double* gradient) {
   __shared__ Lowest of_warp[kThreads / 32];
   const std::int64_t front = blockIdx.x;
   const int thread = threadIdx.x;
@@ -115,8 +112,7 @@ __global__ __launch_bounds__(kThreads) void minimum(const double* points, const 
   Lowest lowest{ref[0], kNone};
   for (int row = thread; row < n; row += kThreads) lowest = lower(lowest, {points[row], row});
   for (int step = 16; step > 0; step /= 2)
-    lowest = lower(
-        lowest, {__shfl_xor_sync(kAllLanes, lowest.y, step), __shfl_xor_sync(kAllLanes, lowest.row, step)});
+    lowest = lower(lowest, {__shfl_xor_sync(kAllLanes, lowest.y, step), __shfl_xor_sync(kAllLanes, lowest.row, step)});
   if (thread % 32 == 0) of_warp[thread / 32] = lowest;
   __syncthreads();
   for (const Lowest other : of_warp) lowest = lower(lowest, other);
@@ -160,8 +156,7 @@ __global__ __launch_bounds__(kThreads) void staircase(const double* points, cons
       if (lane >= step) inclusive = lower(earlier, inclusive);
     }
     if (lane == 31) of_warp[turn][warp] = inclusive;
-    const Lowest in_warp{__shfl_up_sync(kAllLanes, inclusive.y, 1),
-                         __shfl_up_sync(kAllLanes, inclusive.row, 1)};
+    const Lowest in_warp{__shfl_up_sync(kAllLanes, inclusive.y, 1), __shfl_up_sync(kAllLanes, inclusive.row, 1)};
     __syncthreads();
     Lowest before{};
     for (int w = 0; w < kWarps; ++w) {
@@ -190,10 +185,9 @@ __global__ __launch_bounds__(kThreads) void staircase(const double* points, cons
 // depth order and walks all points by a: those before it lower the ceiling of its area, and each new ceiling
 // closes a rectangle. Neighbours in depth see nearly the same ceilings, so a warp diverges little.
 template <int kThreads>
-__global__ __launch_bounds__(kThreads) void sweep(const double* points, const double* ref,
-                                                  const std::int32_t* order, const std::int32_t* rank,
-                                                  std::int64_t fronts, int n, double* tile_volume,
-                                                  double* gradient) {
+__global__ __launch_bounds__(kThreads) void sweep(const double* points, const double* ref, const std::int32_t* order,
+                                                  const std::int32_t* rank, std::int64_t fronts, int n,
+                                                  double* tile_volume, double* gradient) {
   constexpr int kGroup = 4;             // one branch for so many points: a lower ceiling is rare
   __shared__ int2 key[kThreads];        // positions along the depth axis and along b
   __shared__ double2 corner[kThreads];  // a and b
@@ -257,12 +251,10 @@ __global__ __launch_bounds__(kThreads) void sweep(const double* points, const do
 
 // Grid (fronts).
 template <int kThreads>
-__global__ __launch_bounds__(kThreads) void sum_tiles(const double* tile_volume, std::int64_t tiles,
-                                                      double* value) {
+__global__ __launch_bounds__(kThreads) void sum_tiles(const double* tile_volume, std::int64_t tiles, double* value) {
   const std::int64_t front = blockIdx.x;
   double sum = 0;
-  for (std::int64_t tile = threadIdx.x; tile < tiles; tile += kThreads)
-    sum += tile_volume[front * tiles + tile];
+  for (std::int64_t tile = threadIdx.x; tile < tiles; tile += kThreads) sum += tile_volume[front * tiles + tile];
   sum = block_sum<kThreads>(sum);
   if (threadIdx.x == 0) value[front] = sum;
 }
@@ -281,34 +273,31 @@ dim3 grid_of(std::int64_t fronts, std::int64_t tiles = 1, int axes = 1) {
 void check(std::int64_t fronts, std::int64_t n, int m) {
   if (m < 1 || m > 3) throw std::invalid_argument("morlfast: the CUDA hypervolume takes 1 to 3 objectives");
   if (n < 0 || n > kMaxHypervolumePoints || fronts < 0 || fronts > kLast)
-    throw std::invalid_argument(
-        "morlfast: the CUDA hypervolume takes up to 16776960 points and 2147483647 fronts");
+    throw std::invalid_argument("morlfast: the CUDA hypervolume takes up to 16776960 points and 2147483647 fronts");
 }
 
 template <int kThreads>
-void lexicographic_orders_in(const double* points, std::int64_t fronts, std::int64_t n, int m,
-                             std::int32_t* order, std::int32_t* rank, cudaStream_t stream) {
+void lexicographic_orders_in(const double* points, std::int64_t fronts, std::int64_t n, int m, std::int32_t* order,
+                             std::int32_t* rank, cudaStream_t stream) {
   const dim3 grid = grid_of(fronts, tiles_of(n, kThreads));
   const auto kernel = m == 2 ? count_predecessors<kThreads, 2> : count_predecessors<kThreads, 3>;
   launch(kernel, grid, kThreads, stream, points, fronts, static_cast<int>(n), order, rank);
 }
 
 template <int kThreads>
-void hypervolume_in(const double* points, const double* ref, const std::int32_t* order,
-                    const std::int32_t* rank, std::int64_t fronts, std::int64_t n, int m, double* value,
-                    double* gradient, double* scratch, cudaStream_t stream) {
+void hypervolume_in(const double* points, const double* ref, const std::int32_t* order, const std::int32_t* rank,
+                    std::int64_t fronts, std::int64_t n, int m, double* value, double* gradient, double* scratch,
+                    cudaStream_t stream) {
   const int count = static_cast<int>(n);
   if (m == 1) {
     launch(minimum<kThreads>, grid_of(fronts), kThreads, stream, points, ref, count, value, gradient);
   } else if (m == 2) {
-    launch(staircase<kThreads>, grid_of(fronts), kThreads, stream, points, ref, order, count, value,
-           gradient);
+    launch(staircase<kThreads>, grid_of(fronts), kThreads, stream, points, ref, order, count, value, gradient);
   } else {
     const std::int64_t tiles = tiles_of(n, kThreads);
     double* tile_volume = tiles == 1 ? value : scratch;
     const dim3 grid = grid_of(fronts, tiles, gradient == nullptr ? 1 : 3);
-    launch(sweep<kThreads>, grid, kThreads, stream, points, ref, order, rank, fronts, count, tile_volume,
-           gradient);
+    launch(sweep<kThreads>, grid, kThreads, stream, points, ref, order, rank, fronts, count, tile_volume, gradient);
     if (tiles > 1) launch(sum_tiles<kThreads>, grid_of(fronts), kThreads, stream, tile_volume, tiles, value);
   }
 }
@@ -320,8 +309,8 @@ std::int64_t hypervolume_scratch(std::int64_t n, int m) {
   return m == 3 && tiles > 1 ? tiles : 0;
 }
 
-void lexicographic_orders(const double* points, std::int64_t fronts, std::int64_t n, int m,
-                          std::int32_t* order, std::int32_t* rank, cudaStream_t stream) {
+void lexicographic_orders(const double* points, std::int64_t fronts, std::int64_t n, int m, std::int32_t* order,
+                          std::int32_t* rank, cudaStream_t stream) {
   check(fronts, n, m);
   if (fronts == 0 || n == 0 || m == 1) return;
   const int threads = threads_for(n);
@@ -337,9 +326,7 @@ void hypervolume(const double* points, const double* ref, const std::int32_t* or
   check(fronts, n, m);
   if (fronts == 0) return;
   const int threads = threads_for(n);
-  const auto run = threads == 32    ? hypervolume_in<32>
-                   : threads == 128 ? hypervolume_in<128>
-                                    : hypervolume_in<256>;
+  const auto run = threads == 32 ? hypervolume_in<32> : threads == 128 ? hypervolume_in<128> : hypervolume_in<256>;
   run(points, ref, order, rank, fronts, n, m, value, gradient, scratch, stream);
 }
 

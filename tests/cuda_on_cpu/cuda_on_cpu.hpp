@@ -93,8 +93,7 @@ __attribute__((no_sanitize("address"))) inline void fill_shared_memory() {
 
 struct Block {
   explicit Block(int threads) : gate(threads), votes(threads), barriers(threads) {
-    for (int first = 0; first < threads; first += kLanes)
-      warps.emplace_back(std::min(kLanes, threads - first));
+    for (int first = 0; first < threads; first += kLanes) warps.emplace_back(std::min(kLanes, threads - first));
     fill_shared_memory();
   }
   Gate gate;
@@ -150,8 +149,8 @@ void run(void (*kernel)(Parameters...), dim3 grid, dim3 shape, Parameters... arg
           block->gate.arrive_and_drop();
           between_blocks.arrive_and_wait();
           if (block->barriers[number] != block->barriers[0] && skipped.launch < 0) {
-            std::fprintf(stderr, "thread %d met %d barriers, thread 0 met %d\n", number,
-                         block->barriers[number], block->barriers[0]);
+            std::fprintf(stderr, "thread %d met %d barriers, thread 0 met %d\n", number, block->barriers[number],
+                         block->barriers[0]);
             std::abort();
           }
           between_blocks.arrive_and_wait();

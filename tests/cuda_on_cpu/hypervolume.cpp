@@ -46,8 +46,8 @@ void run_case(int threads) {
   if (threads == 0) {
     std::vector<double> scratch(fronts * hypervolume_scratch(n, m), NAN);
     lexicographic_orders(points.data(), fronts, n, m, order.data(), rank.data(), nullptr);
-    hypervolume(points.data(), ref.data(), order.data(), rank.data(), fronts, n, m, value.data(),
-                gradient_data, scratch.data(), nullptr);
+    hypervolume(points.data(), ref.data(), order.data(), rank.data(), fronts, n, m, value.data(), gradient_data,
+                scratch.data(), nullptr);
   } else {
     const auto sort = threads == 32 ? lexicographic_orders_in<32> : lexicographic_orders_in<64>;
     const auto measure = threads == 32 ? hypervolume_in<32> : hypervolume_in<64>;

@@ -25,8 +25,8 @@ std::int64_t hypervolume_scratch(std::int64_t n, int m);
 //   points  (fronts, n, m)  no NaN, unless the front's whole columns are NaN
 //   order   (K, fronts, n)  out: the row at each position
 //   rank    (K, fronts, n)  out: the position of each row; null where nobody asks
-void lexicographic_orders(const double* points, std::int64_t fronts, std::int64_t n, int m,
-                          std::int32_t* order, std::int32_t* rank, cudaStream_t stream);
+void lexicographic_orders(const double* points, std::int64_t fronts, std::int64_t n, int m, std::int32_t* order,
+                          std::int32_t* rank, cudaStream_t stream);
 
 // Hypervolume under minimization, and its gradient. A point that does not count (not strictly better than
 // ref, NaN, padding) must equal its ref. Along objective k, the gradient of a point is -(measure of what it

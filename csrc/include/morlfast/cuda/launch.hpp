@@ -22,8 +22,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t s
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (status != cudaSuccess) {
     cudaGetLastError();  // reported here once, not again by whoever asks next
-    throw std::runtime_error(std::string("morlfast: CUDA kernel launch failed: ") +
-                             cudaGetErrorString(status));
+    throw std::runtime_error(std::string("morlfast: CUDA kernel launch failed: ") + cudaGetErrorString(status));
   }
 }
 
