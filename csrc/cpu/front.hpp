@@ -32,7 +32,7 @@ inline int64_t first_nan_row(const double* rows, int64_t n, int64_t m) {
   if (layout.dims > 0) {
     std::string index;
     for (int d = layout.dims - 1; d >= 0; --d) {
-      index = std::to_string(b % layout.sizes[d]) + (index.empty() ? "" : ", ") + index;
+      index.insert(0, std::to_string(b % layout.sizes[d]) + (index.empty() ? "" : ", "));
       b /= layout.sizes[d];
     }
     where += " of batch index (" + index + ")";

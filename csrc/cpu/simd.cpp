@@ -1,7 +1,7 @@
 #include "simd.hpp"
 
 #include <cstdlib>
-#include <cstring>
+#include <string_view>
 
 namespace morlfast {
 
@@ -14,7 +14,8 @@ extern const SimdTable simd_x86_64_v4;
 namespace {
 
 const SimdTable& choose() {
-  const char* wanted = std::getenv("MORLFAST_SIMD");
+  const char* setting = std::getenv("MORLFAST_SIMD");
+  [[maybe_unused]] const std::string_view wanted = setting ? setting : "";
 #if defined(__x86_64__)
   __builtin_cpu_init();
   // Feature by feature: GCC 11 and clang 16 know no __builtin_cpu_supports("x86-64-v3").
@@ -23,10 +24,9 @@ const SimdTable& choose() {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
-  if (v4 && (!wanted || !std::strcmp(wanted, simd_x86_64_v4.name))) return simd_x86_64_v4;
-  if (v3 && (!wanted || std::strcmp(wanted, simd_baseline.name))) return simd_x86_64_v3;
+  if (v4 && (wanted.empty() || wanted == simd_x86_64_v4.name)) return simd_x86_64_v4;
+  if (v3 && wanted != simd_baseline.name) return simd_x86_64_v3;
 #endif
-  (void)wanted;
   return simd_baseline;
 }
 
