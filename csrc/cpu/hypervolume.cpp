@@ -95,14 +95,25 @@ class Sweep {
     std::copy(ref, ref + m, ref_);
     points_.clear();
     rows_.clear();
+    double largest = 0;  // volume of one point alone
+    size_t best = 0;
     for (int64_t i = 0; i < n; ++i) {
       const double* z = rows + i * m;
       bool counts = true;
-      for (int k = 0; k < m; ++k) counts &= z[k] < ref[k];
+      double volume = 1;
+      for (int k = 0; k < m; ++k) {
+        counts &= z[k] < ref[k];
+        volume *= ref[k] - z[k];
+      }
       if (!counts) continue;
+      if (volume > largest) {
+        largest = volume;
+        best = rows_.size();
+      }
       points_.insert(points_.end(), z, z + m);
       rows_.push_back(static_cast<int32_t>(i));
     }
+    if (largest > 0) drop_dominated_by(best);
   }
 
   bool empty() const { return rows_.empty(); }
@@ -138,6 +149,23 @@ class Sweep {
   }
 
  private:
+  /// What one strong point dominates never comes to be sorted: most of a random cloud.
+  void drop_dominated_by(size_t best) {
+    double strong[kMaxHypervolumeObjectives];
+    std::copy_n(&points_[best * m_], m_, strong);
+    size_t kept = 0;
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      const double* z = &points_[i * m_];
+      bool dominated = i != best;
+      for (int k = 0; k < m_; ++k) dominated &= z[k] >= strong[k];
+      if (dominated) continue;
+      std::copy_n(z, m_, &points_[kept * m_]);
+      rows_[kept++] = rows_[i];
+    }
+    points_.resize(kept * m_);
+    rows_.resize(kept);
+  }
+
   /// The staircase: the non-dominated (a, b) seen so far, a ascending and b descending, as ranks in a.
   void reset_staircase(double ref_a, double ref_b) {
     stair_ref_a_ = ref_a;

@@ -10,6 +10,8 @@ struct SimdTable {
   void (*and_words)(uint64_t* target, const uint64_t* source, int64_t words);
   /// Whether a[i] & b[i] is non-zero anywhere.
   bool (*any_common_bit)(const uint64_t* a, const uint64_t* b, int64_t words);
+  /// The largest of 0 and above[i] over the points i < p that are no worse than p in all of columns (m, n).
+  int64_t (*largest_dominator)(const double* columns, int64_t m, int64_t n, int64_t p, const int64_t* above);
 
   // values (rows, m), pivot, centre and factor (m); a NaN value is not scored.
   /// sum[k] += value - pivot[k] and count[k] += 1 over the scored values

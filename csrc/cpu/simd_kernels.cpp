@@ -26,6 +26,23 @@ bool any_common_bit(const uint64_t* __restrict a, const uint64_t* __restrict b, 
   return common != 0;
 }
 
+int64_t largest_dominator(const double* columns, int64_t m, int64_t n, int64_t p, const int64_t* above) {
+  constexpr int64_t kPiece = 64;
+  int64_t largest = 0;
+  for (int64_t start = 0; start < p; start += kPiece) {
+    const int64_t size = p - start < kPiece ? p - start : kPiece;
+    int64_t found[kPiece];
+    for (int64_t i = 0; i < size; ++i) found[i] = above[start + i];
+    for (int64_t k = 0; k < m; ++k) {
+      const double* __restrict column = columns + k * n + start;
+      const double own = columns[k * n + p];
+      for (int64_t i = 0; i < size; ++i) found[i] = column[i] <= own ? found[i] : 0;
+    }
+    for (int64_t i = 0; i < size; ++i) largest = found[i] > largest ? found[i] : largest;
+  }
+  return largest;
+}
+
 void sum_scored(const double* values, int64_t rows, int64_t m, const double* __restrict pivot, double* __restrict sum,
                 double* __restrict count) {
   for (int64_t i = 0; i < rows; ++i) {
@@ -61,6 +78,6 @@ void standardize(double* values, int64_t rows, int64_t m, const double* __restri
 
 extern const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL);
 const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {
-    MORLFAST_STRING(MORLFAST_SIMD_LEVEL), and_words, any_common_bit, sum_scored, sum_squares, standardize};
+    MORLFAST_STRING(MORLFAST_SIMD_LEVEL), and_words, any_common_bit, largest_dominator, sum_scored, sum_squares, standardize};
 
 }  // namespace morlfast
