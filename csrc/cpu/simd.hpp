@@ -12,6 +12,11 @@ struct SimdTable {
   bool (*any_common_bit)(const uint64_t* a, const uint64_t* b, int64_t words);
   /// The largest of 0 and above[i] over the points i < p that are no worse than p in all of columns (m, n).
   int64_t (*largest_dominator)(const double* columns, int64_t m, int64_t n, int64_t p, const int64_t* above);
+  /// Key of |advantage| * entropy, unsigned in the scores' order (-0.0 as 0.0), or 0 where not valid or NaN.
+  void (*score_keys_32)(const float* advantage, const float* entropy, const uint8_t* valid, int64_t count,
+                        uint32_t* keys);
+  void (*score_keys_64)(const double* advantage, const double* entropy, const uint8_t* valid, int64_t count,
+                        uint64_t* keys);
 
   // values (rows, m), pivot, centre and factor (m); a NaN value is not scored.
   /// sum[k] += value - pivot[k] and count[k] += 1 over the scored values

@@ -43,6 +43,28 @@ int64_t largest_dominator(const double* columns, int64_t m, int64_t n, int64_t p
   return largest;
 }
 
+void score_keys_32(const float* __restrict advantage, const float* __restrict entropy, const uint8_t* __restrict valid,
+                   int64_t count, uint32_t* __restrict keys) {
+  for (int64_t j = 0; j < count; ++j) {
+    const float score = __builtin_fabsf(advantage[j]) * entropy[j] + 0.0f;
+    const uint32_t bits = __builtin_bit_cast(uint32_t, score);
+    const uint32_t negative = 0u - (bits >> 31);  // all ones or zero
+    const uint32_t key = bits ^ (negative | 0x80000000u);
+    keys[j] = (valid[j] != 0) & (score == score) ? key : 0;
+  }
+}
+
+void score_keys_64(const double* __restrict advantage, const double* __restrict entropy,
+                   const uint8_t* __restrict valid, int64_t count, uint64_t* __restrict keys) {
+  for (int64_t j = 0; j < count; ++j) {
+    const double score = __builtin_fabs(advantage[j]) * entropy[j] + 0.0;
+    const uint64_t bits = __builtin_bit_cast(uint64_t, score);
+    const uint64_t negative = 0ull - (bits >> 63);
+    const uint64_t key = bits ^ (negative | 0x8000000000000000ull);
+    keys[j] = (valid[j] != 0) & (score == score) ? key : 0;
+  }
+}
+
 void sum_scored(const double* values, int64_t rows, int64_t m, const double* __restrict pivot, double* __restrict sum,
                 double* __restrict count) {
   for (int64_t i = 0; i < rows; ++i) {
@@ -77,7 +99,14 @@ void standardize(double* values, int64_t rows, int64_t m, const double* __restri
 }  // namespace
 
 extern const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL);
-const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {
-    MORLFAST_STRING(MORLFAST_SIMD_LEVEL), and_words, any_common_bit, largest_dominator, sum_scored, sum_squares, standardize};
+const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {MORLFAST_STRING(MORLFAST_SIMD_LEVEL),
+                                                             and_words,
+                                                             any_common_bit,
+                                                             largest_dominator,
+                                                             score_keys_32,
+                                                             score_keys_64,
+                                                             sum_scored,
+                                                             sum_squares,
+                                                             standardize};
 
 }  // namespace morlfast

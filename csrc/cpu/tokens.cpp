@@ -9,46 +9,59 @@
 #include <vector>
 
 #include "parallel.hpp"
+#include "simd.hpp"
 
 namespace morlfast {
 namespace {
 
 constexpr int64_t kPiece = 4096;  // tokens whose keys are in the cache at a time
 
-/// Unsigned key with the order of the score; 0 is left for tokens that are not valid.
-inline uint32_t ordered(float score) {
-  const uint32_t u = std::bit_cast<uint32_t>(score + 0.0f);  // -0.0 ranks with 0.0
-  return u & 0x80000000u ? ~u : u | 0x80000000u;
+// Keys are unsigned with the order of the scores; 0 is left for tokens that are not valid (SimdTable::score_keys).
+template <class Score>
+using KeyOf = std::conditional_t<std::is_same_v<Score, float>, uint32_t, uint64_t>;
+
+void score_keys(const float* advantage, const float* entropy, const uint8_t* valid, int64_t count, uint32_t* keys) {
+  simd().score_keys_32(advantage, entropy, valid, count, keys);
 }
-inline uint64_t ordered(double score) {
-  const uint64_t u = std::bit_cast<uint64_t>(score + 0.0);
-  return u & 0x8000000000000000u ? ~u : u | 0x8000000000000000u;
+void score_keys(const double* advantage, const double* entropy, const uint8_t* valid, int64_t count, uint64_t* keys) {
+  simd().score_keys_64(advantage, entropy, valid, count, keys);
 }
 
-/// Reads `count` elements of row `row` from `column` on.
+/// `count` elements of row `row` from `column` on: where they lie if that will do, else converted to `buffer`.
 template <class T>
-void read(const MatrixView& view, int64_t row, int64_t column, int64_t count, T* out) {
-  with_dtype(view.dtype, [&](auto zero) {
+const T* read(const MatrixView& view, int64_t row, int64_t column, int64_t count, T* buffer) {
+  return with_dtype(view.dtype, [&](auto zero) -> const T* {
     using S = decltype(zero);
     const S* source = static_cast<const S*>(view.data) + row * view.row_stride + column * view.column_stride;
-    if (view.column_stride == 1)  // a copy of its own: the compiler makes vectors of it
-      for (int64_t j = 0; j < count; ++j) out[j] = static_cast<T>(source[j]);
-    else
-      for (int64_t j = 0; j < count; ++j) out[j] = static_cast<T>(source[j * view.column_stride]);
+    if (view.column_stride == 0) {
+      std::fill(buffer, buffer + count, static_cast<T>(*source));
+      return buffer;
+    }
+    if (view.column_stride == 1) {
+      if constexpr (std::is_same_v<S, T>) return source;
+      for (int64_t j = 0; j < count; ++j) buffer[j] = static_cast<T>(source[j]);
+      return buffer;
+    }
+    for (int64_t j = 0; j < count; ++j) buffer[j] = static_cast<T>(source[j * view.column_stride]);
+    return buffer;
   });
 }
 
-void read_mask(const MatrixView& view, int64_t row, int64_t column, int64_t count, uint8_t* out) {
-  with_dtype(view.dtype, [&](auto zero) {
+/// Bytes that are non-zero where the mask is.
+const uint8_t* read_mask(const MatrixView& view, int64_t row, int64_t column, int64_t count, uint8_t* buffer) {
+  return with_dtype(view.dtype, [&](auto zero) -> const uint8_t* {
     using S = decltype(zero);
     const S* source = static_cast<const S*>(view.data) + row * view.row_stride + column * view.column_stride;
+    if constexpr (std::is_same_v<S, uint8_t>)
+      if (view.column_stride == 1) return source;
     for (int64_t j = 0; j < count; ++j) {
       const S value = source[j * view.column_stride];
       if constexpr (std::is_same_v<S, bfloat16> || std::is_same_v<S, float16>)
-        out[j] = (value.bits & 0x7fff) != 0;
+        buffer[j] = (value.bits & 0x7fff) != 0;
       else
-        out[j] = value != 0;
+        buffer[j] = value != 0;
     }
+    return buffer;
   });
 }
 
@@ -56,7 +69,7 @@ void read_mask(const MatrixView& view, int64_t row, int64_t column, int64_t coun
 template <class Score>
 class Scope {
  public:
-  using Key = decltype(ordered(Score{}));
+  using Key = KeyOf<Score>;
 
   Scope(const MatrixView& advantages, const MatrixView& entropies, const MatrixView& mask, int64_t columns,
         const Groups& groups, int64_t group)
@@ -84,18 +97,8 @@ class Scope {
     const int64_t flat = position(p, count), row = flat / columns_, column = flat % columns_;
     Score advantage[kPiece], entropy[kPiece];
     uint8_t valid[kPiece];
-    read(entropies_, row, column, count, entropy);
-    read_mask(mask_, row, column, count, valid);
-    if (advantages_.column_stride == 0) {
-      read(advantages_, row, column, 1, advantage);
-      std::fill(advantage + 1, advantage + count, advantage[0]);
-    } else {
-      read(advantages_, row, column, count, advantage);
-    }
-    for (int64_t j = 0; j < count; ++j) {
-      const Score score = std::fabs(advantage[j]) * entropy[j];
-      out[j] = valid[j] && score == score ? ordered(score) : Key{0};
-    }
+    score_keys(read(advantages_, row, column, count, advantage), read(entropies_, row, column, count, entropy),
+               read_mask(mask_, row, column, count, valid), count, out);
     return flat;
   }
 
@@ -191,8 +194,13 @@ void select_in_large_scope(const Scope<Score>& scope, double ratio, bool paralle
   // From here on `wanted` counts the keys of that bin.
   std::vector<std::vector<Key>> candidates(parts);
   each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t) {
-    for (int64_t j = 0; j < count; ++j)
-      if (static_cast<int64_t>(keys[j] >> kShift) == bin && keys[j] != 0) candidates[part].push_back(keys[j]);
+    Key found[kPiece];
+    int64_t size = 0;
+    for (int64_t j = 0; j < count; ++j) {  // without a branch: which keys match is a coin toss
+      found[size] = keys[j];
+      size += static_cast<int64_t>(keys[j] >> kShift) == bin && keys[j] != 0;
+    }
+    candidates[part].insert(candidates[part].end(), found, found + size);
   });
   std::vector<Key> sorted;
   for (const auto& part : candidates) sorted.insert(sorted.end(), part.begin(), part.end());
@@ -205,6 +213,10 @@ void select_in_large_scope(const Scope<Score>& scope, double ratio, bool paralle
   for (int64_t part = 0; part < parts; ++part)
     ties_before[part + 1] = ties_before[part] + std::count(candidates[part].begin(), candidates[part].end(), threshold);
   each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t flat) {
+    if (ties_before[parts] == wanted) {  // nothing to choose
+      for (int64_t j = 0; j < count; ++j) keep[flat + j] = keys[j] >= threshold;
+      return;
+    }
     for (int64_t j = 0; j < count; ++j) {
       const bool tie = keys[j] == threshold;
       keep[flat + j] = keys[j] > threshold || (tie && ties_before[part] < wanted);
