@@ -50,7 +50,8 @@ void score_keys_32(const float* __restrict advantage, const float* __restrict en
     const uint32_t bits = __builtin_bit_cast(uint32_t, score);
     const uint32_t negative = 0u - (bits >> 31);  // all ones or zero
     const uint32_t key = bits ^ (negative | 0x80000000u);
-    keys[j] = (valid[j] != 0) & (score == score) ? key : 0;
+    const bool counts = (valid[j] != 0) & (score == score);
+    keys[j] = counts ? key : 0;
   }
 }
 
@@ -61,7 +62,8 @@ void score_keys_64(const double* __restrict advantage, const double* __restrict 
     const uint64_t bits = __builtin_bit_cast(uint64_t, score);
     const uint64_t negative = 0ull - (bits >> 63);
     const uint64_t key = bits ^ (negative | 0x8000000000000000ull);
-    keys[j] = (valid[j] != 0) & (score == score) ? key : 0;
+    const bool counts = (valid[j] != 0) & (score == score);
+    keys[j] = counts ? key : 0;
   }
 }
 
