@@ -20,7 +20,7 @@ except (ImportError, OSError) as error:
     _import_error = error
 
     def __getattr__(name: str) -> Any:
-        if name.startswith("__"):
+        if name not in __all__:  # submodules are looked for after this
             raise AttributeError(f"module 'morlfast' has no attribute {name!r}")
         raise ImportError(
             f"morlfast.{name} is not available, because morlfast could not be loaded: {_import_error}. "

@@ -11,6 +11,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def _remedy_for_torch(reason: str) -> str:
 def _remedy_for_module(folder: Path, reason: str) -> str:
     if "nanobind_backend" in reason or "nanobind-backend" in reason:
         return "pip install nanobind-backend"
-    if not any(folder.glob("_C.*")):
+    if not any((folder / f"_C{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
         return (
             "no compiled module here; if this is the source tree, run from elsewhere or pip install . first, "
             "else pip install --force-reinstall morlfast"

@@ -1,0 +1,119 @@
+"""Wheels, built from the sdist in isolation as pip builds them for a user; Pythons that see only what a test allows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD_TIMEOUT_S = 900
+
+RunPython = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run(*command: str | Path, **options: object) -> str:
+    done = subprocess.run(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=BUILD_TIMEOUT_S, **options
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}"
+    return done.stdout
+
+
+def pip(*arguments: str | Path, **options: object) -> str:
+    return run(sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, **options)
+
+
+def unpack(wheel: Path, folder: Path) -> Path:
+    """Install a wheel alone, without what it depends on."""
+    pip("install", "--quiet", "--no-deps", "--target", folder, wheel)
+    return folder
+
+
+def shown_by(library: Path) -> list[str]:
+    """Symbols that a shared library defines for others, but for those of templates and nanobind's exception types."""
+    symbols = [line.split() for line in run("nm", "-D", "--defined-only", library).splitlines()]
+    return [name for _, kind, name in symbols if kind not in "VWu" or "morlfast" in name]
+
+
+@pytest.fixture(scope="session")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, ROOT)
+    (found,) = folder.iterdir()
+    return found
+
+
+BuildWheel = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def build_wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildWheel:
+    """build_wheel("CMAKE_NAME=value", ..., variable="value"): a wheel from the sdist, warnings as errors."""
+
+    def build(*definitions: str, **environment: str) -> Path:
+        folder = tmp_path_factory.mktemp("wheel")
+        settings = [f"--config-settings=cmake.define.{text}" for text in ("MORLFAST_WERROR=ON", *definitions)]
+        pip("wheel", "--no-deps", "--wheel-dir", folder, *settings, sdist, env={**os.environ, **environment})
+        (found,) = folder.iterdir()
+        return found
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def wheel(build_wheel: BuildWheel) -> Path:
+    return build_wheel("MORLFAST_CUDA=OFF")
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with morlfast from the wheel and nothing else."""
+    return unpack(wheel, tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture(scope="session")
+def everything() -> Path:
+    """The folder with torch and all else that the tests run with."""
+    return Path(sysconfig.get_path("purelib"))
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> RunPython:
+    """run_python(arguments, paths): an interpreter that can import the standard library and `paths`."""
+
+    def run(
+        arguments: Sequence[str], paths: Sequence[Path], executable: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        # The interpreter behind the virtual environment; -S keeps its site-packages out.
+        python = executable or getattr(sys, "_base_executable", sys.executable)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+        return subprocess.run(
+            [python, "-S", *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+def interpreters() -> dict[str, Path]:
+    """Other supported Pythons on this machine: from the PATH and from pyenv."""
+    found: dict[str, Path] = {}
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for minor in range(10, 15):
+        if minor == sys.version_info.minor:
+            continue
+        name = f"python3.{minor}"
+        candidates = [*sorted(pyenv.glob(f"3.{minor}.*/bin/python")), shutil.which(name)]
+        for candidate in filter(None, candidates):
+            # A shim answers for versions that are not there.
+            if subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
+                found[f"3.{minor}"] = Path(candidate)
+                break
+    return found
