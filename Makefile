@@ -40,7 +40,7 @@ SEPARATE := tests/triton tests/cuda tests/cuda_on_cpu tests/packaging
 
 .PHONY: triton
 triton: $(INSTALLED) $(VENV)/test.stamp ## Triton kernels in the interpreter
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton
+	$(BIN)/python -m pytest tests/triton/test_interpreter.py
 
 .PHONY: compile-gate
 compile-gate: $(INSTALLED) $(VENV)/test.stamp ## every kernel compiled: no spills, registers within budget (ARCHS=all for all)
@@ -58,7 +58,7 @@ sanitize-build: $(VENV)/packaging.stamp
 
 .PHONY: sanitize
 sanitize: sanitize-build ## the C++ core under the address, undefined-behaviour and leak sanitizers
-	OMP_NUM_THREADS=1 $(SANITIZED)/driver
+	OMP_NUM_THREADS=1 MORLFAST_SIMD=baseline $(SANITIZED)/driver
 	OMP_NUM_THREADS=2 $(SANITIZED)/driver
 
 SECONDS_OF_FUZZING ?= 600
@@ -90,9 +90,9 @@ format: $(VENV)/lint.stamp ## rewrite the sources as the linters want them
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 .PHONY: types
-types: $(INSTALLED) $(VENV)/lint.stamp ## mypy --strict, against the stub that the build generated
-	$(BIN)/python tests/packaging/check_stub.py
+types: $(INSTALLED) $(VENV)/lint.stamp ## mypy --strict, and the stub that the build generated
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/packaging/test_types.py
 
 # ---- before a release ----
 
