@@ -28,10 +28,9 @@ Result advantages(const Tensor& rewards, int64_t group_size, const std::optional
   if (method < 0 || method > 2) throw nb::value_error("method: expected 0, 1 or 2");
   if (scale < 0 || scale > 2) throw nb::value_error("scale: expected 0, 1 or 2");
   Result result(rewards, rewards.leading(rewards.dims() - 1), rewards.view.dtype);
-  const VectorOut out{result.data<void>(), reward.dtype};
   const GilRelease release(rewards.numel());
   group_advantages(reward, weight, m, groups_of(group_ids, group_size, n), static_cast<AdvantageMethod>(method),
-                   static_cast<AdvantageScale>(scale), eps, ddof, out);
+                   static_cast<AdvantageScale>(scale), eps, ddof, result.data<void>());
   return result;
 }
 

@@ -52,7 +52,7 @@ const int64_t* checked_lengths(const std::optional<Tensor>& lengths, const Tenso
   int64_t expected_stride = 1;
   for (int d = lengths->dims() - 1; fits && d >= 0; --d) {
     fits = lengths->size(d) == points.size(d) && (lengths->size(d) == 1 || lengths->stride(d) == expected_stride);
-    expected_stride *= lengths->size(d);
+    expected_stride *= std::max<int64_t>(lengths->size(d), 1);
   }
   if (!fits)
     throw nb::value_error(("lengths: expected the batch shape and contiguous strides for points " + points.shape() +

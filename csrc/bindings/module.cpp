@@ -1,6 +1,6 @@
 #include <nanobind/nanobind.h>
 
-#include "../cpu/simd.hpp"
+#include "morlfast/build.hpp"
 #include "operators.hpp"
 
 namespace nb = nanobind;
@@ -19,7 +19,7 @@ NB_MODULE(_C, module) {
   build["compiler"] = MORLFAST_COMPILER;
   build["binding"] = MORLFAST_BINDING;
   build["simd_levels"] = morlfast::simd_levels();
-  build["simd"] = morlfast::simd().name;
+  build["simd"] = morlfast::simd_level();
 #ifdef MORLFAST_HAS_CUDA
   build["cuda"] = MORLFAST_CUDA_VERSION;
   build["cuda_archs"] = MORLFAST_CUDA_ARCHS;

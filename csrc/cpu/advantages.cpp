@@ -3,16 +3,20 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 #include <vector>
 
 #include "parallel.hpp"
 #include "simd.hpp"
+#include "workspace.hpp"
 
 namespace morlfast {
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// Mean and deviation of scored (not NaN) values: add() each, settle(), then add_square() each again. Both passes are
 /// about the first value, so equal values give exactly 0.
@@ -29,6 +33,7 @@ struct Moments {
   double centred(double value) const { return (value - pivot) - centre; }
   void add_square(double value) { squares += centred(value) * centred(value); }
   double deviation(int64_t ddof) const {
+    if (!finite()) return kNan;
     return count > ddof ? std::sqrt(squares / static_cast<double>(count - ddof)) : 0;
   }
   bool finite() const { return std::isfinite(pivot) && std::isfinite(sum); }
@@ -147,10 +152,11 @@ void centre_groups(const Problem& p, double* scores, const char* scored) {
 /// Standardizes each objective of one group; arrays over the objectives, so that loops over them are vectors.
 class GroupStandardizer {
  public:
-  explicit GroupStandardizer(int64_t m) : m_(m), pivot_(m), centre_(m), count_(m), squares_(m), factor_(m) {}
+  explicit GroupStandardizer(int64_t m) : m_(m), pivot_(m), centre_(m), count_(m), squares_(m), divisor_(m) {}
 
-  /// values (rows, m) become (value - mean) / divisor, and 0 where NaN: not scored. The divisor is the group's own
-  /// deviation plus eps, or with `batch_divisors` those.
+  /// values (rows, m) become (value - mean) / divisor. NaN, which is not scored, stays; the other values of an
+  /// objective without a finite mean become infinite. The divisor is the group's own deviation plus eps, or
+  /// `batch_divisors`.
   void standardize(double* values, int64_t rows, const double* batch_divisors, int64_t ddof, double eps) {
     for (int64_t k = 0; k < m_; ++k) {
       int64_t i = 0;
@@ -169,15 +175,22 @@ class GroupStandardizer {
       const double freedom = count_[k] - static_cast<double>(ddof);
       const double divisor =
           batch_divisors ? batch_divisors[k] : (freedom > 0 ? std::sqrt(squares_[k] / freedom) : 0) + eps;
-      const bool finite = std::isfinite(pivot_[k]) && std::isfinite(centre_[k]);
-      factor_[k] = !finite ? kNan : divisor == 0 ? 0 : 1 / divisor;
+      divisor_[k] = divisor == 0 ? kInfinity : divisor;  // over nothing is nothing
+      if (!std::isfinite(pivot_[k]) || !std::isfinite(centre_[k])) poison(values, rows, k);
     }
-    simd().standardize(values, rows, m_, pivot_.data(), centre_.data(), factor_.data());
+    simd().standardize(values, rows, m_, pivot_.data(), centre_.data(), divisor_.data());
   }
 
  private:
+  void poison(double* values, int64_t rows, int64_t k) {
+    pivot_[k] = centre_[k] = 0;
+    divisor_[k] = 1;
+    for (int64_t i = 0; i < rows; ++i)
+      if (!std::isnan(values[i * m_ + k])) values[i * m_ + k] = kInfinity;
+  }
+
   int64_t m_;
-  std::vector<double> pivot_, centre_, count_, squares_, factor_;  // centre: mean minus pivot
+  std::vector<double> pivot_, centre_, count_, squares_, divisor_;  // centre: mean minus pivot
 };
 
 /// GDPO before its whitening: scores[i] = sum_k w_ik (r_ik - mean_g r_k) / (sigma_k + eps).
@@ -214,7 +227,7 @@ void decoupled_scores(const Problem& p, const Matrix<R>& rewards, const Matrix<W
         const double* row = &values[place * p.m];
         if (weights.row_stride != 0) weights.read(i, p.m, weight.data());
         double sum = 0;
-        for (int64_t k = 0; k < p.m; ++k) sum += weight[k] * row[k];
+        for (int64_t k = 0; k < p.m; ++k) sum += std::isnan(row[k]) ? 0 : weight[k] * row[k];
         scores[i] = sum;
       }
     }
@@ -231,10 +244,15 @@ void whiten_batch(const Problem& p, double* scores, const char* scored) {
     if (scored[i]) scores[i] = finite ? divide(moments.centred(scores[i]), divisor) : kNan;
 }
 
+struct Buffers {
+  std::vector<double> scores;
+  std::vector<char> scored;
+};
+
 template <class R, class W>
 void run(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, R* advantages) {
-  static thread_local std::vector<double> scores;
-  static thread_local std::vector<char> scored;
+  const Workspace<Buffers> buffers(p.n <= kKeptRows);
+  auto& [scores, scored] = *buffers;
   scores.resize(p.n);
   scored.assign(p.n, 0);
   if (p.method == AdvantageMethod::gdpo) {
@@ -254,25 +272,27 @@ void run(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, R
 }
 
 template <class F>
-void with_float(Dtype dtype, const F& f) {
+void with_float(Dtype dtype, const char* argument, const F& f) {
   with_dtype(dtype, [&](auto zero) {
-    if constexpr (!std::is_integral_v<decltype(zero)>) f(zero);
+    if constexpr (std::is_integral_v<decltype(zero)>)
+      throw std::invalid_argument(std::string(argument) + ": expected a floating-point element type");
+    else
+      f(zero);
   });
 }
 
 }  // namespace
 
 void group_advantages(const MatrixView& rewards, const MatrixView& weights, int64_t m, const Groups& groups,
-                      AdvantageMethod method, AdvantageScale scale, double eps, int64_t ddof,
-                      const VectorOut& advantages) {
+                      AdvantageMethod method, AdvantageScale scale, double eps, int64_t ddof, void* advantages) {
   const Problem p{groups.rows(), m, groups, method, scale, eps, ddof, groups.rows() * m >= 32768};
-  with_float(rewards.dtype, [&](auto r) {
+  with_float(rewards.dtype, "rewards", [&](auto r) {
     using R = decltype(r);
     const Matrix<R> reward{static_cast<const R*>(rewards.data), rewards.row_stride, rewards.column_stride};
-    R* out = static_cast<R*>(advantages.data);
-    with_float(weights.dtype, [&](auto w) {
+    with_float(weights.dtype, "weights", [&](auto w) {
       using W = decltype(w);
-      run(p, reward, Matrix<W>{static_cast<const W*>(weights.data), weights.row_stride, weights.column_stride}, out);
+      run(p, reward, Matrix<W>{static_cast<const W*>(weights.data), weights.row_stride, weights.column_stride},
+          static_cast<R*>(advantages));
     });
   });
 }

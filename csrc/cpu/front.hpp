@@ -38,7 +38,7 @@ inline int64_t first_nan_row(const double* rows, int64_t n, int64_t m) {
     where += " of batch index (" + index + ")";
   }
   throw std::invalid_argument("points: expected no NaN, got NaN in " + where +
-                              "; pass nan=\"worst\" to rank such rows last");
+                              "; pass nan=\"worst\" to treat such rows as worst");
 }
 
 }  // namespace morlfast

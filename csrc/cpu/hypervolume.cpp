@@ -8,6 +8,7 @@
 
 #include "front.hpp"
 #include "parallel.hpp"
+#include "workspace.hpp"
 
 namespace morlfast {
 namespace {
@@ -214,6 +215,11 @@ class Sweep {
   double stair_ref_a_ = 0, stair_ref_b_ = 0;
 };
 
+struct Buffers {
+  std::vector<double> rows;
+  Sweep sweep;
+};
+
 // Below this many points a parallel region costs more than the work.
 constexpr int64_t kParallelPoints = 8192;
 
@@ -228,8 +234,9 @@ void hypervolume(const PointsView<T>& points, const VectorsView<R>& ref_point, c
   if (n > std::numeric_limits<int32_t>::max())
     throw std::invalid_argument("points: expected fewer than 2^31 points a front, got " + std::to_string(n));
   parallel_for(points.batch, points.batch * n >= kParallelPoints, [&](int64_t b) {
-    static thread_local Sweep sweep;
-    static thread_local std::vector<double> rows;
+    const Workspace<Buffers> buffers(n <= kKeptRows);
+    Sweep& sweep = buffers->sweep;
+    std::vector<double>& rows = buffers->rows;
     const int64_t length = lengths ? lengths[b] : n;
     if (length < 0 || length > n)
       throw std::invalid_argument("lengths: expected values from 0 to " + std::to_string(n) + ", got " +

@@ -9,7 +9,7 @@ namespace morlfast {
 int thread_count();
 
 /// Calls body(i) for i in [0, count). Each i must write its own outputs, so that results do not depend on the number
-/// of threads. `parallel` = false (too little work) runs here and now. The first exception is rethrown.
+/// of threads. `parallel` = false (too little work) runs here and now. Rethrows the exception of the lowest i.
 template <class Body>
 void parallel_for(int64_t count, bool parallel, const Body& body) {
   const int threads = parallel && count > 1 ? thread_count() : 1;
@@ -18,13 +18,19 @@ void parallel_for(int64_t count, bool parallel, const Body& body) {
     return;
   }
   std::exception_ptr error;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  int64_t error_at = count;
+  // Small enough to balance uneven work, large enough that handing out the next chunk costs nothing.
+  const int64_t chunk = count / (int64_t{32} * threads) + 1;
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads)
   for (int64_t i = 0; i < count; ++i) {
     try {
       body(i);
     } catch (...) {
 #pragma omp critical(morlfast_parallel_for)
-      if (!error) error = std::current_exception();
+      if (i < error_at) {
+        error = std::current_exception();
+        error_at = i;
+      }
     }
   }
   if (error) std::rethrow_exception(error);

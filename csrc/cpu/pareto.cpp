@@ -10,6 +10,7 @@
 #include "front.hpp"
 #include "parallel.hpp"
 #include "simd.hpp"
+#include "workspace.hpp"
 
 namespace morlfast {
 namespace {
@@ -20,8 +21,7 @@ using SortedRanks = std::vector<int32_t>;
 
 // m = 2: front k's latest point has its smallest second objective, and these grow with k.
 void rank_sorted_2(const double* z, int64_t n, SortedRanks& ranks) {
-  static thread_local std::vector<double> latest;
-  latest.clear();
+  std::vector<double> latest;
   for (int64_t i = 0; i < n; ++i) {
     const double y = z[2 * i + 1];
     const auto front = std::upper_bound(latest.begin(), latest.end(), y) - latest.begin();
@@ -34,28 +34,65 @@ void rank_sorted_2(const double* z, int64_t n, SortedRanks& ranks) {
 }
 
 /// Non-dominated (a, b) of one front's members in the last two of three objectives: a ascending, b descending.
-struct Staircase {
-  std::vector<double> a, b;
-
-  bool dominates(double y, double z) const {
-    const auto k = std::upper_bound(a.begin(), a.end(), y) - a.begin();
-    return k > 0 && b[k - 1] <= z;
+/// Blocks of bounded size: adding a step moves no more than one of them.
+class Staircase {
+ public:
+  bool dominates(double a, double b) const {
+    // The last step with step.a <= a has the smallest b of those.
+    const auto block = std::upper_bound(blocks_.begin(), blocks_.end(), a,
+                                        [](double value, const Block& other) { return value < other.front().a; });
+    if (block == blocks_.begin()) return false;
+    const Block& steps = *std::prev(block);
+    const auto step = std::upper_bound(steps.begin(), steps.end(), a,
+                                       [](double value, const Step& other) { return value < other.a; });
+    return std::prev(step)->b <= b;
   }
 
-  void add(double y, double z) {
-    const auto first = std::lower_bound(a.begin(), a.end(), y) - a.begin();
-    auto last = first;
-    while (last < static_cast<int64_t>(a.size()) && b[last] >= z) ++last;
-    if (first == last) {
-      a.insert(a.begin() + first, y);
-      b.insert(b.begin() + first, z);
+  /// Adds a step that the staircase does not dominate; those that it dominates leave.
+  void add(double a, double b) {
+    if (blocks_.empty()) blocks_.emplace_back();
+    auto block = std::upper_bound(blocks_.begin() + 1, blocks_.end(), a,
+                                  [](double value, const Block& other) { return value <= other.front().a; });
+    --block;
+    const auto place = std::lower_bound(block->begin(), block->end(), a,
+                                        [](const Step& step, double value) { return step.a < value; });
+    // Dominated steps follow the new one without a gap, at times into later blocks.
+    auto last = place;
+    while (last != block->end() && last->b >= b) ++last;
+    if (last == block->end()) {
+      auto next = block + 1;
+      while (next != blocks_.end() && next->back().b >= b) ++next;
+      if (next != blocks_.end()) {
+        auto kept = next->begin();
+        while (kept->b >= b) ++kept;
+        next->erase(next->begin(), kept);
+      }
+      const auto index = block - blocks_.begin();
+      const auto offset = place - block->begin();
+      blocks_.erase(block + 1, next);
+      block = blocks_.begin() + index;
+      last = block->end();
+      block->insert(block->erase(block->begin() + offset, last), {a, b});
+    } else if (place != last) {
+      *place = {a, b};
+      block->erase(place + 1, last);
     } else {
-      a[first] = y;
-      b[first] = z;
-      a.erase(a.begin() + first + 1, a.begin() + last);
-      b.erase(b.begin() + first + 1, b.begin() + last);
+      block->insert(place, {a, b});
+    }
+    if (block->size() > kBlock) {
+      Block upper(block->begin() + kBlock / 2, block->end());
+      block->resize(kBlock / 2);
+      blocks_.insert(block + 1, std::move(upper));
     }
   }
+
+ private:
+  struct Step {
+    double a, b;
+  };
+  using Block = std::vector<Step>;
+  static constexpr size_t kBlock = 512;
+  std::vector<Block> blocks_;  // none empty
 };
 
 // m = 3: binary search over the fronts, binary search in a front's staircase.
@@ -74,10 +111,8 @@ void rank_sorted_3(const double* z, int64_t n, SortedRanks& ranks) {
 
 // m >= 4, few points: every pair is compared, in vectors. O(m n^2 / 2) comparisons.
 void rank_sorted_few(const double* z, int64_t n, int64_t m, SortedRanks& ranks) {
-  static thread_local std::vector<double> columns;  // (m, n)
-  static thread_local std::vector<int64_t> above;   // 1 + rank
-  columns.resize(m * n);
-  above.resize(n);
+  std::vector<double> columns(m * n);  // (m, n)
+  std::vector<int64_t> above(n);       // 1 + rank
   for (int64_t i = 0; i < n; ++i)
     for (int64_t k = 0; k < m; ++k) columns[k * n + i] = z[i * m + k];
   for (int64_t i = 0; i < n; ++i) {
@@ -113,7 +148,7 @@ struct Members {
 // m >= 4: the dominators of each point of a block as a bitset, the AND over the objectives of "not worse there".
 void rank_sorted_many(const double* z, int64_t n, int64_t m, SortedRanks& ranks) {
   const int64_t words = (n + 63) / 64;
-  // Rows of the block's bitsets stay within half a megabyte, a second-level cache.
+  // Rows of the block's bitsets stay within half a megabyte, a second-level cache, up to 65536 points.
   const int64_t block = std::clamp<int64_t>((1 << 16) / words, 64, 1024);
   std::vector<uint64_t> dominators(std::min(block, n) * words), not_worse(words);
   // order[j]: points by objective j; position[j][i]: how many points are not worse than i there.
@@ -169,12 +204,17 @@ void rank_sorted_many(const double* z, int64_t n, int64_t m, SortedRanks& ranks)
 // Up to here comparing all pairs beats building bitsets, with 512-bit vectors by far, with 128 bits about evenly.
 constexpr int64_t kFewPoints = 1024;
 
-/// Ranks one front of `n` rows (minimized).
-void rank_front(const double* rows, int64_t n, int64_t m, int32_t* ranks) {
-  static thread_local std::vector<std::pair<double, int32_t>> order;
-  static thread_local std::vector<double> sorted;
-  static thread_local std::vector<int32_t> unique_of;
-  static thread_local SortedRanks unique_ranks;
+struct Buffers {
+  std::vector<double> rows, sorted;
+  std::vector<std::pair<double, int32_t>> order;
+  std::vector<int32_t> unique_of;
+  SortedRanks unique_ranks;
+};
+
+/// Ranks the front in buffers.rows (n, m), minimized.
+void rank_front(Buffers& buffers, int64_t n, int64_t m, int32_t* ranks) {
+  auto& [all, sorted, order, unique_of, unique_ranks] = buffers;
+  const double* rows = all.data();
   order.clear();
   for (int64_t i = 0; i < n; ++i)
     if (first_nan_row(rows + i * m, 1, m) < 0) order.emplace_back(rows[i * m], static_cast<int32_t>(i));
@@ -227,15 +267,16 @@ void non_dominated_sort(const PointsView<T>& points, bool maximize, NanPolicy na
   if (m < 1) throw std::invalid_argument("points: expected at least 1 objective, got " + std::to_string(m));
   if (n > std::numeric_limits<int32_t>::max())
     throw std::invalid_argument("points: expected fewer than 2^31 points a front, got " + std::to_string(n));
+  if (n == 0) return;
   parallel_for(points.batch, points.batch * n >= kParallelPoints, [&](int64_t b) {
-    static thread_local std::vector<double> rows;
-    rows.resize(n * m);
-    load_front(points, b, n, maximize, rows.data());
+    const Workspace<Buffers> buffers(n <= kKeptRows);
+    buffers->rows.resize(n * m);
+    load_front(points, b, n, maximize, buffers->rows.data());
     if (nan == NanPolicy::raise) {
-      const int64_t row = first_nan_row(rows.data(), n, m);
+      const int64_t row = first_nan_row(buffers->rows.data(), n, m);
       if (row >= 0) throw_nan(points.layout, b, row);
     }
-    rank_front(rows.data(), n, m, ranks + b * n);
+    rank_front(*buffers, n, m, ranks + b * n);
   });
 }
 

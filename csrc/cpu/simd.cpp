@@ -37,6 +37,8 @@ const SimdTable& simd() {
   return table;
 }
 
+const char* simd_level() { return simd().name; }
+
 const char* simd_levels() {
 #if defined(__x86_64__)
   return "baseline x86_64_v3 x86_64_v4";

@@ -18,21 +18,18 @@ struct SimdTable {
   void (*score_keys_64)(const double* advantage, const double* entropy, const uint8_t* valid, int64_t count,
                         uint64_t* keys);
 
-  // values (rows, m), pivot, centre and factor (m); a NaN value is not scored.
+  // values (rows, m), pivot, centre and divisor (m); a NaN value is not scored.
   /// sum[k] += value - pivot[k] and count[k] += 1 over the scored values
   void (*sum_scored)(const double* values, int64_t rows, int64_t m, const double* pivot, double* sum, double* count);
   /// squares[k] += ((value - pivot[k]) - centre[k])^2 over the scored values
   void (*sum_squares)(const double* values, int64_t rows, int64_t m, const double* pivot, const double* centre,
                       double* squares);
-  /// value = ((value - pivot[k]) - centre[k]) * factor[k], or 0 where it is not scored
+  /// value = ((value - pivot[k]) - centre[k]) / divisor[k]; NaN stays
   void (*standardize)(double* values, int64_t rows, int64_t m, const double* pivot, const double* centre,
-                      const double* factor);
+                      const double* divisor);
 };
 
 /// The best level that this processor runs; MORLFAST_SIMD=<name> picks a lower one.
 const SimdTable& simd();
-
-/// Names of the levels that were built, lowest first, separated by spaces.
-const char* simd_levels();
 
 }  // namespace morlfast

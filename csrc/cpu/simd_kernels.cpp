@@ -91,10 +91,10 @@ void sum_squares(const double* values, int64_t rows, int64_t m, const double* __
 }
 
 void standardize(double* values, int64_t rows, int64_t m, const double* __restrict pivot,
-                 const double* __restrict centre, const double* __restrict factor) {
+                 const double* __restrict centre, const double* __restrict divisor) {
   for (int64_t i = 0; i < rows; ++i) {
     double* __restrict row = values + i * m;
-    for (int64_t k = 0; k < m; ++k) row[k] = row[k] == row[k] ? ((row[k] - pivot[k]) - centre[k]) * factor[k] : 0;
+    for (int64_t k = 0; k < m; ++k) row[k] = ((row[k] - pivot[k]) - centre[k]) / divisor[k];
   }
 }
 

@@ -244,6 +244,18 @@ void select_all(const MatrixView& advantages, const MatrixView& entropies, const
 void select_tokens(const MatrixView& advantages, const MatrixView& entropies, const MatrixView& mask, int64_t columns,
                    double ratio, const Groups& groups, bool* keep) {
   if (columns == 0) return;
+  // One scope over rows that lie one behind the other is one long row.
+  const auto is_flat = [&](const MatrixView& view) {
+    return columns == 1 ? view.row_stride == 1 : view.column_stride == 1 && view.row_stride == columns;
+  };
+  if (groups.count() == 1 && groups.rows() > 1 && is_flat(advantages) && is_flat(entropies) && is_flat(mask)) {
+    const auto flat = [](MatrixView view) {
+      view.column_stride = 1;
+      return view;
+    };
+    return select_tokens(flat(advantages), flat(entropies), flat(mask), groups.rows() * columns, ratio,
+                         Groups::contiguous(1, 1), keep);
+  }
   if (advantages.dtype == Dtype::float64 || entropies.dtype == Dtype::float64)
     select_all<double>(advantages, entropies, mask, columns, ratio, groups, keep);
   else

@@ -19,11 +19,11 @@ enum class AdvantageScale { none = 0, group = 1, batch = 2 };
 ///
 /// rewards     (n, m)
 /// weights     (n, m) (row_stride 0 for one vector of m), or data == nullptr for ones
-/// advantages  (n), written
+/// advantages  (n) of the rewards' element type, written
 /// A NaN reward is not scored: it takes no part in a statistic, and a rollout without a score gets 0. A group with an
-/// infinite score becomes NaN. Equal scores give exactly 0.
+/// infinite score becomes NaN. Equal scores of a group give exactly 0 (GDPO: before whitening).
+/// Throws std::invalid_argument for rewards or weights that are not floating point.
 void group_advantages(const MatrixView& rewards, const MatrixView& weights, int64_t m, const Groups& groups,
-                      AdvantageMethod method, AdvantageScale scale, double eps, int64_t ddof,
-                      const VectorOut& advantages);
+                      AdvantageMethod method, AdvantageScale scale, double eps, int64_t ddof, void* advantages);
 
 }  // namespace morlfast

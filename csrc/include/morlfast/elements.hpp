@@ -87,10 +87,4 @@ struct MatrixView {
   int64_t column_stride = 0;
 };
 
-/// Writable counterpart of MatrixView for one contiguous vector.
-struct VectorOut {
-  void* data = nullptr;
-  Dtype dtype = Dtype::float32;
-};
-
 }  // namespace morlfast

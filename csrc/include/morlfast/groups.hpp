@@ -10,7 +10,7 @@ class Groups {
  public:
   /// Rows 0..size-1, size..2 size-1, ...; `rows` must be a multiple of `size`.
   static Groups contiguous(int64_t rows, int64_t size);
-  /// Rows with equal ids (any values, any order), groups in order of first appearance; O(rows).
+  /// Rows with equal ids (any values, any order), groups in order of first appearance; O(rows) expected.
   static Groups by_id(const int64_t* ids, int64_t stride, int64_t rows);
   static Groups by_id(const int32_t* ids, int64_t stride, int64_t rows);
 
