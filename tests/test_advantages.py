@@ -682,3 +682,32 @@ def test_other_devices_must_match(name):
     arguments[name] = arguments[name].to("meta")
     with pytest.raises(ValueError, match="device"):
         morlfast.group_advantages(**arguments)
+
+
+def test_one_objective_has_one_weight():
+    with pytest.raises(ValueError, match="weights"):
+        advantages(torch.arange(4.0), 2, weights=torch.arange(4.0))
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo", "gdpo"])
+@pytest.mark.parametrize("weight", [NAN, INF])
+def test_the_weight_of_an_unscored_reward_is_not_read(method, weight):
+    rewards = torch.tensor([[1, NAN], [2, NAN], [3, 1], [4, 2]])
+    weights = torch.tensor([[1, weight], [1, weight], [1, 1], [1, 1]])
+    got = advantages(rewards, 4, weights=weights, method=method)
+    assert torch.equal(got, advantages(rewards, 4, weights=torch.ones(2), method=method))
+
+
+@pytest.mark.parametrize("method", ["grpo", "gdpo"])
+def test_equal_scores_are_zero_with_an_eps_too_small_to_invert(method):
+    rewards = torch.full((8, 2), 0.3)
+    assert torch.equal(advantages(rewards, 4, method=method, eps=1e-310), torch.zeros(8))
+
+
+def test_an_infinite_score_poisons_the_batch_statistics_of_two():
+    got = advantages(torch.tensor([INF, 1.0, 2.0, 3.0]), 2, scale="batch", ddof=4)
+    assert got.isnan().all()
+
+
+def test_no_rollouts_have_no_ids():
+    assert advantages(torch.zeros(0), group_ids=[]).shape == (0,)

@@ -689,3 +689,58 @@ def test_other_devices_must_match():
         hv(FRONT, torch.ones(2, device="meta"))
     with pytest.raises(ValueError, match="lengths"):
         hv(fronts((2,), 3, 2), 1.0, lengths=torch.ones(2, dtype=torch.int64, device="meta"))
+
+
+def test_a_reference_point_broadcasts_over_batch_and_objectives():
+    points = fronts((4,), 6, 2)
+    expected = hv(points, torch.full((4, 2), 1.0, dtype=F64))
+    for shape in [(1,), (4, 1), (1, 1), (1, 2)]:
+        assert torch.equal(hv(points, torch.ones(shape, dtype=F64)), expected)
+    mixed = morlfast.hypervolume(points, torch.ones(4, 1, dtype=F64), maximize=[True, False])
+    assert torch.equal(mixed, morlfast.hypervolume(points, torch.ones(2, dtype=F64), maximize=[True, False]))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("maximize", [False, [True, False]])
+@pytest.mark.parametrize("shape", [(3,), (5, 2), (3, 1), (1, 4, 2)])
+def test_a_reference_point_of_another_shape_is_named(device, maximize, shape):
+    points = torch.zeros(4, 6, 2, device=device)
+    with pytest.raises(ValueError, match="ref_point"):
+        morlfast.hypervolume(points, torch.ones(shape, device=device), maximize=maximize)
+
+
+@pytest.mark.parametrize("maximize", [True, []])
+def test_points_without_objectives_are_an_error(maximize):
+    with pytest.raises(ValueError, match="points"):
+        morlfast.hypervolume(torch.zeros(3, 0), 0.0, maximize=maximize)
+
+
+def test_lengths_of_an_empty_batch():
+    assert hv(torch.zeros(3, 0, 5, 2, dtype=F64), 1.0, lengths=torch.zeros(3, 0, dtype=torch.int64)).shape == (3, 0)
+    assert hv(torch.zeros(0, 5, 2, dtype=F64), 1.0, lengths=[]).shape == (0,)
+
+
+def test_the_first_nan_is_named_whatever_thread_finds_one():
+    points = torch.zeros(64, 1000, 2, dtype=F64)
+    points[1:, 0] = NAN
+    points[0, -1] = NAN
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(20):
+            with pytest.raises(ValueError, match=r"row 999 of batch index \(0\)"):
+                hv(points, 1.0)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_copies_of_the_strongest_point_of_a_cloud_add_nothing():
+    # What one strong point dominates is dropped before anything is sorted; of its copies the lowest row stays.
+    points = torch.rand(200, 3, dtype=F64, generator=torch.Generator().manual_seed(5))
+    points[17] = points[150] = 0.05
+    once = points.clone()
+    once[150] = 1.0
+    assert hv(points, 1.0) == hv(once, 1.0)
+    gradient, _ = gradients(points, torch.ones(3, dtype=F64))
+    assert torch.equal(gradient, gradients(once, torch.ones(3, dtype=F64))[0])
+    assert gradient[150].eq(0).all()

@@ -384,3 +384,23 @@ def test_maximize_must_have_one_entry_per_objective(maximize):
 def test_nan_must_be_a_policy(nan):
     with pytest.raises((TypeError, ValueError), match="nan"):
         ranks([[0.0, 1.0]], nan=nan)
+
+
+@pytest.mark.parametrize("columns", ["t, n - t, t", "t, t, n - t", "n - t, t, noisy t"])
+def test_long_staircases_have_the_ranks_of_moocore(columns):
+    # The third objective repeats another: staircases as long as the front, many blocks of steps.
+    moocore = pytest.importorskip("moocore")
+    n = 6000
+    generator = torch.Generator().manual_seed(0)
+    t = torch.arange(n, dtype=torch.float64)
+    noisy = t + 30 * torch.rand(n, dtype=torch.float64, generator=generator)
+    named = {"t": t, "n - t": n - t, "noisy t": noisy}
+    points = torch.stack([named[name] for name in columns.split(", ")], dim=1)
+    points = torch.cat([points, points[::7] + 40, points[::3] - 20])
+    points = points[torch.randperm(len(points), generator=generator)]
+    ranks = morlfast.non_dominated_sort(points, maximize=False)
+    assert ranks.tolist() == moocore.pareto_rank(points.numpy()).tolist()
+
+
+def test_many_empty_fronts_cost_nothing():
+    assert morlfast.non_dominated_sort(torch.empty(10**12, 0, 3), maximize=False).shape == (10**12, 0)

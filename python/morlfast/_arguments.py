@@ -17,11 +17,11 @@ def as_tensor(values: Any, name: str, **options: Any) -> Tensor:
     try:
         return torch.as_tensor(values, **options)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}: expected a tensor or an array of numbers, got {values!r:.80}") from error
+        raise TypeError(f"{name}: expected a tensor or an array of numbers, got {values!r:.80} ({error})") from error
 
 
 def as_float32_or_64(values: Any, name: str, **options: Any) -> Tensor:
-    """float32 and float64 as they are; integers and other array-likes as float64."""
+    """float32 and float64 as they are; integers and Python's numbers as float64."""
     if isinstance(values, Tensor):
         tensor = values
     else:
@@ -46,13 +46,16 @@ def as_points(points: Any) -> Tensor:
 def as_minimization(
     points: Tensor, maximize: bool | Sequence[bool], *vectors: Tensor
 ) -> tuple[bool, Tensor, tuple[Tensor, ...]]:
-    """One sense for all objectives: columns that differ from the first one's are negated, in `vectors` too."""
+    """One sense for all objectives. Mixed senses are minimized: maximized columns are negated, in `vectors` too."""
     if maximize is True or maximize is False:
         return maximize, points, vectors
     senses = _objective_senses(maximize, points.shape[-1])
     if all(senses) or not any(senses):
-        return senses[0], points, vectors
-    signs = torch.tensor([-1.0 if s else 1.0 for s in senses], dtype=points.dtype, device=points.device)
+        return all(senses), points, vectors
+    signs = torch.ones(len(senses), dtype=points.dtype, device=points.device)
+    for k, maximized in enumerate(senses):  # on the device: a copy from the host would wait for it
+        if maximized:
+            signs[k : k + 1].neg_()
     return False, points * signs, tuple(vector * signs.to(vector.dtype) for vector in vectors)
 
 
@@ -67,20 +70,23 @@ def _objective_senses(maximize: Any, objectives: int) -> list[bool]:
     return list(values)
 
 
-def nan_raises(nan: NanPolicy | None, points: Tensor) -> bool:
-    """Whether a NaN is an error: by default on the CPU; a GPU must not synchronize to look."""
+def nan_raises(nan: NanPolicy | None, points: Tensor, lengths: Tensor | None = None) -> bool:
+    """Whether the operator shall raise for NaN: by default on the CPU; a GPU must not synchronize to look."""
     if nan is None:
         return not points.is_cuda
     if nan not in ("raise", "worst"):
         raise ValueError(f'nan: expected "raise", "worst" or None, got {nan!r}')
-    if nan == "raise" and points.is_cuda:
-        rows = torch.isnan(points).any(-1).nonzero()
-        if len(rows) > 0:
-            *batch, row = rows[0].tolist()
-            where = f"row {row}" + (f" of batch index {tuple(batch)}" if batch else "")
-            raise ValueError(f'points: expected no NaN, got NaN in {where}; pass nan="worst" to rank such rows last')
-        return False
-    return nan == "raise"
+    if nan == "worst" or not points.is_cuda:
+        return nan == "raise"
+    is_nan = torch.isnan(points).any(-1)
+    if lengths is not None:
+        is_nan &= torch.arange(points.shape[-2], device=points.device) < lengths[..., None]
+    rows = is_nan.nonzero()
+    if len(rows) > 0:
+        *batch, row = rows[0].tolist()
+        where = f"row {row}" + (f" of batch index ({', '.join(map(str, batch))})" if batch else "")
+        raise ValueError(f'points: expected no NaN, got NaN in {where}; pass nan="worst" to treat such rows as worst')
+    return False
 
 
 def same_device(first: str, tensor: Tensor, second: str, other: Tensor) -> None:
@@ -90,14 +96,22 @@ def same_device(first: str, tensor: Tensor, second: str, other: Tensor) -> None:
         )
 
 
-def as_group_ids(group_ids: Any, rows: int, like_name: str, like: Tensor) -> Tensor:
-    """Integer ids, one a rollout, on the device of `like`."""
-    tensor = group_ids if isinstance(group_ids, Tensor) else as_tensor(group_ids, "group_ids", device=like.device)
+def as_integers(values: Any, name: str, like_name: str, like: Tensor) -> Tensor:
+    """A tensor of integers on the device of `like`."""
+    tensor = values if isinstance(values, Tensor) else as_tensor(values, name, device=like.device)
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype is torch.bool:
-        raise TypeError(f"group_ids: expected integers, got {tensor.dtype}")
+        if isinstance(values, Tensor) or tensor.numel() > 0:  # an empty list has no integers to show
+            raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
+        tensor = tensor.to(torch.int64)
+    same_device(like_name, like, name, tensor)
+    return tensor
+
+
+def as_group_ids(group_ids: Any, rows: int, like_name: str, like: Tensor) -> Tensor:
+    """int32 or int64 ids, one a rollout, on the device of `like`."""
+    tensor = as_integers(group_ids, "group_ids", like_name, like)
     if tensor.dim() != 1 or tensor.shape[0] != rows:
         raise ValueError(f"group_ids: expected shape ({rows},), one id a rollout, got {tuple(tensor.shape)}")
-    same_device(like_name, like, "group_ids", tensor)
     return tensor if tensor.dtype in (torch.int32, torch.int64) else tensor.to(torch.int64)
 
 

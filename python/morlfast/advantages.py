@@ -63,8 +63,9 @@ def group_advantages(
         (N,) tensor with the dtype (bfloat16 and float16 too) and device of ``rewards``. Not differentiable.
 
     Statistics are two-pass in float64. Equal scores of a group give exactly 0, whatever they round to; so does a group
-    of one. A NaN reward means "not scored": it takes no part in any statistic, and a rollout without any score gets 0.
-    A group with an infinite score becomes NaN, and with batch statistics the whole batch does. O(N M).
+    of one (GDPO whitens such zeros with the rest of the batch). A NaN reward means "not scored": it takes no part in
+    any statistic, and a rollout without any score gets 0. A group with an infinite score becomes NaN, and with batch
+    statistics the whole batch does. O(N M).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -115,7 +116,8 @@ def _as_weights(weights: Any, rewards: Tensor) -> Tensor:
         weights = as_tensor(weights, "weights", dtype=torch.float64, device=rewards.device)
     tensor = as_floating(weights, "weights").detach()
     objectives = rewards.shape[1] if rewards.dim() == 2 else 1
-    if tensor.shape != (objectives,) and tensor.shape != rewards.shape:
+    a_row_each = rewards.dim() == 2 and tensor.shape == rewards.shape
+    if tensor.shape != (objectives,) and not a_row_each:
         each = f" or {tuple(rewards.shape)}" if rewards.dim() == 2 else ""
         raise ValueError(f"weights: expected shape ({objectives},){each}, got {tuple(tensor.shape)}")
     same_device("rewards", rewards, "weights", tensor)

@@ -13,9 +13,9 @@ from morlfast import _ops
 from morlfast._arguments import (
     NanPolicy,
     as_float32_or_64,
+    as_integers,
     as_minimization,
     as_points,
-    as_tensor,
     nan_raises,
     same_device,
 )
@@ -34,11 +34,11 @@ def hypervolume(
     .. math:: HV(P, r) = \lambda\Big(\bigcup_{p \in P} \{z : p \preceq z \preceq r\}\Big)
 
     Exact for one to three objectives, in O(n log n) a front on the CPU; on a GPU O(n log n) for one and two objectives
-    and O(n^2) work without synchronization for three. Everything is widened to float64 before anything is subtracted.
+    and O(n^2) work for three. Everything is widened to float64 before anything is subtracted.
 
     Args:
-        points: fronts, shape (..., n, m) with m in 1..3; float32 or float64 with any strides. Integers and other
-            array-likes become float64 tensors.
+        points: fronts, shape (..., n, m) with m in 1..3; float32 or float64 with any strides. Array-likes are taken
+            too; integers and Python's numbers become float64.
         ref_point: scalar, (m,), or broadcastable to the batch shape + (m,).
         maximize: whether objectives are maximized; a bool, or one for each objective.
         lengths: integers of the batch shape; only the first ``lengths`` points of each front count.
@@ -70,18 +70,13 @@ def hypervolume(
     torch.Size([5])
     """
     points = as_points(points)
-    if not isinstance(ref_point, Tensor):
-        ref_point = as_tensor(ref_point, "ref_point", dtype=torch.float64, device=points.device)
-    else:
-        ref_point = as_float32_or_64(ref_point, "ref_point")
-    if ref_point.dim() == 0:
-        ref_point = ref_point.expand(points.shape[-1])
-    if points.device != ref_point.device:
-        same_device("points", points, "ref_point", ref_point)
-    maximize, points, (ref_point,) = as_minimization(points, maximize, ref_point)
-    raises = nan_raises(nan, points)
+    if not 1 <= points.shape[-1] <= 3:
+        raise ValueError(f"points: expected 1 to 3 objectives, got shape {tuple(points.shape)}")
+    ref_point = _as_ref_point(ref_point, points)
     if lengths is not None:
         lengths = _as_lengths(lengths, points)
+    maximize, points, (ref_point,) = as_minimization(points, maximize, ref_point)
+    raises = nan_raises(nan, points, lengths)
     differentiated = torch.is_grad_enabled() and (points.requires_grad or ref_point.requires_grad)
     if differentiated or forward_ad._current_level >= 0:  # forward mode: the Function says that it has none
         value: Tensor = _Hypervolume.apply(points, ref_point, maximize, raises, lengths)  # type: ignore[no-untyped-call]
@@ -89,14 +84,32 @@ def hypervolume(
     return _ops.hypervolume(points, ref_point, maximize, raises, lengths)
 
 
+def _as_ref_point(value: Any, points: Tensor) -> Tensor:
+    """(m,) or broadcastable to the batch shape + (m,), on the device of the points."""
+    objectives = points.shape[-1]
+    if isinstance(value, (float, int)):
+        return torch.full((objectives,), value, dtype=torch.float64, device=points.device)
+    ref_point = as_float32_or_64(value, "ref_point", device=points.device)
+    if points.device != ref_point.device:
+        same_device("points", points, "ref_point", ref_point)
+    shape = ref_point.shape
+    if len(shape) == 1 and shape[0] == objectives:
+        return ref_point
+    target = (*points.shape[:-2], objectives)
+    aligned = zip(reversed(shape), reversed(target), strict=False)
+    if len(shape) > len(target) or any(own not in (1, wanted) for own, wanted in aligned):
+        raise ValueError(
+            f"ref_point: expected one value for each of {objectives} objectives, broadcastable to {tuple(target)}, "
+            f"got shape {tuple(shape)}"
+        )
+    return ref_point.expand(*shape[:-1], objectives)
+
+
 def _as_lengths(lengths: Any, points: Tensor) -> Tensor:
-    tensor = lengths if isinstance(lengths, Tensor) else as_tensor(lengths, "lengths", device=points.device)
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype is torch.bool:
-        raise TypeError(f"lengths: expected integers, got {tensor.dtype}")
+    tensor = as_integers(lengths, "lengths", "points", points)
     batch = points.shape[:-2]
     if tensor.shape != batch:
         raise ValueError(f"lengths: expected the batch shape {tuple(batch)}, got {tuple(tensor.shape)}")
-    same_device("points", points, "lengths", tensor)
     return tensor.to(torch.int64).contiguous()
 
 

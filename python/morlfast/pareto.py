@@ -20,8 +20,8 @@ def non_dominated_sort(points: Any, *, maximize: bool | Sequence[bool], nan: Nan
     p dominates q when it is at least as good in every objective and better in one.
 
     Args:
-        points: shape (..., n, m), any n >= 0 and m >= 1; float32 or float64 with any strides. Integers and other
-            array-likes become float64 tensors.
+        points: shape (..., n, m), any n >= 0 and m >= 1; float32 or float64 with any strides. Array-likes
+            are taken too; integers and Python's numbers become float64.
         maximize: whether objectives are maximized; a bool, or one for each objective.
         nan: ``"raise"`` (default on the CPU) names the first row with a NaN; ``"worst"`` (default on CUDA, which must
             not synchronize to look) puts such rows on the last rank together: they dominate nothing.

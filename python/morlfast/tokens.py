@@ -32,7 +32,7 @@ def select_tokens(
     Args:
         advantages: (N,) one a rollout, or (N, T) one a token; float32, float64, bfloat16 or float16.
         entropies: (N, T) entropy of the policy at each token, in nats or any other unit.
-        mask: (N, T) bool, integer or floating point; non-zero where a token is valid.
+        mask: (N, T) bool, uint8, signed integer or floating point; non-zero where a token is valid.
         ratio: share of the valid tokens to keep, 0 <= ratio <= 1.
         scope: what one threshold covers: the whole ``"batch"``, the rows of one ``"group"``, or each ``"sequence"``.
         group_size, group_ids: as in `group_advantages`; one of them for ``scope="group"``, none otherwise.
@@ -40,9 +40,10 @@ def select_tokens(
     Returns:
         bool tensor (N, T) on the same device. Not differentiable.
 
-    Scores are float32 (float64 when an input is); bfloat16 and float16 are widened before the product. A NaN score is
-    not valid: it neither counts nor is kept. The count is ``ceil(ratio * v * (1 - 2**-50))``, so that 0.1 of 30 tokens
-    is 3 although 0.1 is a little more than a tenth in binary. O(N T): on the CPU at most three passes over the inputs.
+    Scores are float32 (float64 when advantages or entropies are); bfloat16 and float16 are widened before the product.
+    A NaN score is not valid: it neither counts nor is kept. The count is ``ceil(ratio * v * (1 - 2**-50))``, so that
+    0.1 of 30 tokens is 3 although 0.1 is a little more than a tenth in binary. O(N T): on the CPU at most three passes
+    over the inputs.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

@@ -21,3 +21,17 @@ def group_bounds(group_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     torch.cumsum(sorted_ids[1:] != sorted_ids[:-1], 0, out=group[1:])
     bounds = torch.searchsorted(group, torch.arange(group.numel() + 1, device=group.device))
     return order, group, bounds
+
+
+def require(fits: bool, what: str) -> None:
+    """Memory safety of a raw operator call; public functions have said it in the caller's words before."""
+    if not fits:
+        raise ValueError(what)
+
+
+def require_groups(rows: int, group_size: int, group_ids: Tensor | None) -> None:
+    if group_ids is not None:
+        require(group_ids.shape == (rows,), f"group_ids: expected shape ({rows},), got {tuple(group_ids.shape)}")
+    else:
+        fits = group_size >= 1 and rows % group_size == 0
+        require(fits, f"group_size: expected a positive divisor of {rows} rollouts, got {group_size}")

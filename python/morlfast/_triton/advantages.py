@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from morlfast._triton import group_bounds
+from morlfast._triton import group_bounds, require, require_groups
 
 # Elements of one tile of groups x members x objectives: 4 float64 a thread of 4 warps.
 TILE = 512
@@ -489,8 +489,13 @@ def group_advantages(
     ddof: int = 1,
 ) -> Tensor:
     """Implements ``morlfast::group_advantages`` for CUDA: rewards (N,) or (N, M) -> (N,)."""
+    require(rewards.dim() in (1, 2), f"rewards: expected shape (N,) or (N, M), got {tuple(rewards.shape)}")
     matrix = rewards if rewards.dim() == 2 else rewards.unsqueeze(1)
     rows, objectives = matrix.shape
+    require_groups(rows, group_size, group_ids)
+    if weights is not None:
+        fits = weights.shape in ((objectives,), (rows, objectives))
+        require(fits, f"weights: expected ({objectives},) or ({rows}, {objectives}), got {tuple(weights.shape)}")
     if objectives > TILE:
         raise ValueError(f"rewards: expected at most {TILE} objectives on CUDA, got {objectives}")
     out = torch.empty(rows, dtype=rewards.dtype, device=rewards.device)

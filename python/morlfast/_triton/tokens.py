@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from morlfast._triton import group_bounds
+from morlfast._triton import group_bounds, require, require_groups
 
 TILE = 2048
 ROW_LIMIT = 16384
@@ -443,7 +443,16 @@ def select_tokens(
     group_ids: Tensor | None = None,
 ) -> Tensor:
     """Implements ``morlfast::select_tokens`` for CUDA: -> bool (N, T)."""
+    require(entropies.dim() == 2, f"entropies: expected shape (N, T), got {tuple(entropies.shape)}")
     rows, columns = entropies.shape
+    fits = advantages.shape in ((rows,), (rows, columns)) and mask.shape == (rows, columns)
+    require(
+        fits,
+        f"advantages, mask: expected shapes that fit ({rows}, {columns}), got {tuple(advantages.shape)}, "
+        f"{tuple(mask.shape)}",
+    )
+    if scope == GROUP:
+        require_groups(rows, group_size, group_ids)
     out = torch.empty((rows, columns), dtype=torch.bool, device=entropies.device)
     if rows == 0 or columns == 0:
         return out
