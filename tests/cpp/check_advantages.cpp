@@ -185,8 +185,7 @@ void check_group_advantages(Random& random) {
 
   const std::size_t bytes = size_of(rewards.dtype());
   const std::unique_ptr<std::byte[]> advantages(new std::byte[p.n * bytes]);
-  morlfast::group_advantages(rewards.matrix(), weight, p.m, groups, p.method, p.scale, p.eps, p.ddof,
-                             {advantages.get(), rewards.dtype()});
+  morlfast::group_advantages(rewards.matrix(), weight, p.m, groups, p.method, p.scale, p.eps, p.ddof, advantages.get());
   bool firm = true;
   const std::vector<double> expected = brute_force(p, firm);
   double largest = 1;
