@@ -70,7 +70,8 @@ def _keys(
     else:
         bits = score.to(tl.uint32, bitcast=True)
         sign = tl.full(bits.shape, 1, tl.uint32) << 31
-    return tl.where((bits & sign) != 0, ~bits, bits | sign), live
+    ones = sign | (sign - 1)  # not ~: the interpreter's NumPy has no unsigned -1
+    return tl.where((bits & sign) != 0, bits ^ ones, bits | sign), live
 
 
 @triton.jit
