@@ -6,23 +6,25 @@
 #   --wheels DIR   packages that this Python lacks (nanobind, scikit-build-core, moocore, cffi, ...); none is downloaded
 #   --out DIR      logs and results, a few files (default: gpu-out)
 #   --stages LIST  some of check,wheels,build,tests,sanitizer,bench, by commas (default: all)
+#   --work DIR     keep the build and Triton's cache there, so that later calls can run other stages (default: a temporary)
 #   --seconds N    for everything together (default: 570); a stage also has a limit of its own
 #   --dry-run      print the stages and their commands
 #
-# Needs Python >= 3.10 with torch >= 2.10, Triton and pytest, nvcc, cmake >= 3.24, ninja, scikit-build-core and nanobind.
+# Needs Python >= 3.10 with torch >= 2.10, Triton and pytest, nvcc, cmake >= 3.26, ninja, scikit-build-core and nanobind.
 # PYTHON names the interpreter. Nothing is installed into it: the package goes to a temporary folder.
 # Exit code: 1 when a stage fails (the others still run), 2 without a GPU, 3 for a wrong argument.
 set -uo pipefail
 
 python=${PYTHON:-python3}
-wheels="" out="gpu-out" stages="check,wheels,build,tests,sanitizer,bench" total=570 dry=0
-usage() { sed -n '2,16s/^# \{0,1\}//p' "$0"; }
+wheels="" out="gpu-out" work="" stages="check,wheels,build,tests,sanitizer,bench" total=570 dry=0
+usage() { sed -n '2,17s/^# \{0,1\}//p' "$0"; }
 value() { [ $# -ge 2 ] || { echo "$1: expected a value" >&2; exit 3; }; }
 while [ $# -gt 0 ]; do
   case $1 in
     --wheels) value "$@"; wheels=$2; shift ;;
     --out) value "$@"; out=$2; shift ;;
     --stages) value "$@"; stages=$2; shift ;;
+    --work) value "$@"; work=$2; shift ;;
     --seconds) value "$@"; total=$2; shift ;;
     --dry-run) dry=1 ;;
     -h | --help) usage; exit 0 ;;
@@ -43,7 +45,11 @@ if [ -n "$wheels" ] && [ ! -d "$wheels" ]; then echo "--wheels: no folder $wheel
 command -v "$python" >/dev/null || { echo "no $python: set PYTHON to an interpreter with torch" >&2; exit 3; }
 if [ $dry = 0 ]; then
   mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 3
-  work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
+  if [ -n "$work" ]; then
+    mkdir -p "$work" && work=$(cd "$work" && pwd) || exit 3
+  else
+    work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
+  fi
 else
   work=WORK
 fi
@@ -148,8 +154,9 @@ if [ $dry = 0 ] && [ $have_gpu = 0 ]; then
   for stage in tests sanitizer bench; do wanted $stage && skip $stage "no GPU"; done
   exit 2
 fi
-wanted tests && run tests 150 tests.log "$python" -m pytest -m gpu -q -p no:cacheprovider \
-  --continue-on-collection-errors tests
+wanted tests && run tests 300 tests.log "$python" -m pytest -m gpu -v --durations=10 -p no:cacheprovider \
+  tests/triton/test_gpu.py tests/cuda/test_hypervolume_gpu.py
+wanted bench && run bench 150 bench.log "$python" -m bench --device cuda --seconds 0.2 --cap 1 --json "$out"
 wanted sanitizer && {
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) || sanitizer=""
   if [ -z "$sanitizer" ] && [ $dry = 1 ]; then sanitizer=compute-sanitizer; fi
@@ -163,7 +170,6 @@ wanted sanitizer && {
     done
   fi
 }
-wanted bench && run bench 150 bench.log "$python" -m bench --device cuda --seconds 0.2 --cap 1 --json "$out"
 
 if [ $dry = 1 ]; then exit 0; fi
 summary "all stages: $SECONDS s, $failures failed"

@@ -97,8 +97,10 @@ std::pair<Result, Result> hypervolume_gradient(const Tensor& points, const Tenso
 }
 
 /// (fronts, n, m) float64 on a CUDA device, or the matching type and shape; contiguous.
-void require_cuda(const Tensor& tensor, const char* argument, const Shape& shape, DLDataTypeCode code, int bits) {
-  bool fits = tensor.view.device.device_type == kDLCUDA && tensor.is(code, bits) && tensor.dims() == shape.dims;
+void require_cuda(const Tensor& tensor, const char* argument, int device_id, const Shape& shape, DLDataTypeCode code,
+                  int bits) {
+  bool fits = tensor.view.device.device_type == kDLCUDA && tensor.view.device.device_id == device_id &&
+              tensor.is(code, bits) && tensor.dims() == shape.dims;
   int64_t stride = 1;
   for (int d = shape.dims - 1; fits && d >= 0; --d) {
     fits = tensor.size(d) == shape.sizes[d] && (tensor.size(d) == 1 || tensor.stride(d) == stride);
@@ -122,7 +124,7 @@ Shape checked_fronts(const Tensor& points) {
   const Shape shape = points.leading(0);
   if (shape.dims != 3 || shape.sizes[2] < 1 || shape.sizes[2] > kMaxHypervolumeObjectives)
     throw nb::value_error(("points: expected shape (fronts, n, m) with m in 1..3, got " + points.shape()).c_str());
-  require_cuda(points, "points", shape, kDLFloat, 64);
+  require_cuda(points, "points", points.view.device.device_id, shape, kDLFloat, 64);
   return shape;
 }
 
@@ -147,9 +149,10 @@ std::pair<Result, std::optional<Result>> hypervolume_cuda(const Tensor& points, 
                                                           const Tensor& order, const Tensor& rank, bool gradient) {
   const Shape shape = checked_fronts(points), orders = orders_shape(shape);
   const int64_t fronts = shape.sizes[0];
-  require_cuda(ref_point, "ref_point", Shape{2, {fronts, shape.sizes[2]}}, kDLFloat, 64);
-  require_cuda(order, "order", orders, kDLInt, 32);
-  require_cuda(rank, "rank", orders, kDLInt, 32);
+  const int device_id = points.view.device.device_id;
+  require_cuda(ref_point, "ref_point", device_id, Shape{2, {fronts, shape.sizes[2]}}, kDLFloat, 64);
+  require_cuda(order, "order", device_id, orders, kDLInt, 32);
+  require_cuda(rank, "rank", device_id, orders, kDLInt, 32);
   require_cuda_build();
   Result value(points, Shape{1, {fronts}}, points.view.dtype);
   std::optional<Result> slopes;

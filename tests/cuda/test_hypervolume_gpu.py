@@ -19,7 +19,9 @@ def fronts(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Te
     """Noisy simplexes on a coarse grid: ties, duplicates, dominated points, points beyond 1."""
     generator = torch.Generator().manual_seed(seed)
     points = torch.rand(*shape, generator=generator, dtype=torch.float64)
-    points = points / points.sum(-1, keepdim=True) + 0.1 * torch.rand(*shape, generator=generator)
+    if shape[-1] > 1:
+        points = points / points.sum(-1, keepdim=True)
+    points = points + 0.1 * torch.rand(*shape, generator=generator)
     return ((64 * points).round() / 64).to(dtype) + 0.2
 
 

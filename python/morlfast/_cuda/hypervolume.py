@@ -59,10 +59,10 @@ def _orders(points: Tensor) -> tuple[Tensor, Tensor]:
 
     by_0_1 = then_by(columns[1].argsort(stable=True, dim=-1), 0)
     if m == 2:
-        orders = by_0_1[None]
-    else:
-        by_2_0_1 = then_by(by_0_1, 2)
-        by_0_1_2 = then_by(then_by(by_2_0_1, 1), 0)
-        orders = torch.stack([by_0_1_2, then_by(by_0_1_2, 1), by_2_0_1])
-    rows = torch.arange(n, device=points.device).expand_as(orders)
-    return orders.int(), torch.empty_like(orders).scatter_(-1, orders, rows).int()
+        order = by_0_1[None].int()
+        return order, order  # ranks go unread
+    by_2_0_1 = then_by(by_0_1, 2)
+    by_0_1_2 = then_by(then_by(by_2_0_1, 1), 0)
+    orders = torch.stack([by_0_1_2, then_by(by_0_1_2, 1), by_2_0_1])
+    # A sort inverts a permutation: under deterministic algorithms some torch's scatter waits for the device.
+    return orders.int(), orders.argsort(-1).int()

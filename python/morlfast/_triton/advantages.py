@@ -111,7 +111,7 @@ def _fold(value, scored, pivot, count, mean, m2, L: tl.constexpr):
 
     total = tl.maximum(count + tile_count, 1.0)
     delta = tile_mean - mean
-    m2 += tile_m2 + delta * delta * (count * tile_count / total)
+    m2 += tile_m2 + delta * (delta * (count * tile_count / total))  # delta^2 may overflow where count is 0
     mean += delta * (tile_count / total)
     return pivot, count + tile_count, mean, m2
 

@@ -416,9 +416,11 @@ def _sort_large(points: Tensor, maximize: bool) -> Tensor:
         **OPTIONS,
     )
     numbers = torch.cumsum(fresh, 1, dtype=torch.int32)
-    ranks = torch.empty((fronts, n), dtype=torch.int32, device=device)
     if m == 1:
-        return ranks.scatter_(1, order, numbers[:, :n])
+        # A sort inverts the permutation: under deterministic algorithms some torch's scatter waits for the device.
+        return numbers.gather(1, order.argsort(1))
+
+    ranks = torch.empty((fronts, n), dtype=torch.int32, device=device)
 
     sorted_ranks = torch.zeros_like(numbers)
     last = torch.zeros(fronts, dtype=torch.int32, device=device)
