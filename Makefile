@@ -34,7 +34,7 @@ test: $(INSTALLED) $(VENV)/test.stamp ## the ordinary test suite
 	$(BIN)/python -m pytest $(SEPARATE:%=--ignore=%)
 
 # Suites with a process, a compiler or an hour of their own.
-SEPARATE := tests/triton tests/cuda tests/cuda_on_cpu tests/packaging
+SEPARATE := tests/triton tests/cuda tests/cuda_on_cpu
 
 # ---- how a kernel is trusted, without a GPU ----
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, BuildWheel, RunPython, run, shown_by, unpack
+from building import ROOT, BuildWheel, RunPython, run, shown_by, unpack
 
 SMOKE = """
 import torch, morlfast

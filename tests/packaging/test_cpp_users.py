@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pybind11
-from conftest import RunPython, run
+from building import RunPython, run
 
 CONSUMER = Path(__file__).parent / "consumer"
 

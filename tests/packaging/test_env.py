@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import RunPython
+from building import RunPython
 
 
 @pytest.fixture

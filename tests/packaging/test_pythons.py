@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RunPython, interpreters, pip
+from building import RunPython, interpreters, pip
 
 INTERPRETERS = interpreters()
 SCRIPT = """

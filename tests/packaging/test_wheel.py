@@ -11,7 +11,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run, shown_by
+from building import ROOT, run, shown_by
 
 SIZE_BUDGET = 1 << 20  # bytes, without CUDA
 
