@@ -8,6 +8,7 @@ Triton kernels are imported when the first CUDA tensor arrives.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -127,58 +128,25 @@ def _cuda_value_and_gradient(
     lengths: Tensor | None,
     gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    _refuse_to_look(nan_raises)
+    if nan_raises:
+        raise ValueError("nan_raises: a CUDA operator must not wait for the device to look for NaN; pass False")
     from morlfast._cuda import hypervolume as kernels
 
     return kernels.hypervolume(points, ref_point, maximize, lengths, gradient)
 
 
-def _cuda_non_dominated_sort(points: Tensor, maximize: bool = False, nan_raises: bool = True) -> Tensor:
-    _refuse_to_look(nan_raises)
-    from morlfast._triton import pareto as kernels
+def _triton(family: str, name: str) -> Callable[..., Tensor]:
+    """The launcher of that name, whose arguments are the operator's; Triton is imported when a CUDA tensor arrives."""
 
-    return kernels.non_dominated_sort(points, maximize, nan_raises)
+    def kernel(*arguments: object) -> Tensor:
+        launcher: Callable[..., Tensor] = getattr(import_module(f"morlfast._triton.{family}"), name)
+        return launcher(*arguments)
 
-
-def _cuda_group_advantages(
-    rewards: Tensor,
-    group_size: int,
-    group_ids: Tensor | None = None,
-    weights: Tensor | None = None,
-    method: int = 0,
-    scale: int = 1,
-    eps: float = 1e-4,
-    ddof: int = 1,
-) -> Tensor:
-    from morlfast._triton import advantages as kernels
-
-    return kernels.group_advantages(rewards, group_size, group_ids, weights, method, scale, eps, ddof)
+    return kernel
 
 
-def _cuda_select_tokens(
-    advantages: Tensor,
-    entropies: Tensor,
-    mask: Tensor,
-    ratio: float,
-    scope: int = 0,
-    group_size: int = 0,
-    group_ids: Tensor | None = None,
-) -> Tensor:
-    from morlfast._triton import tokens as kernels
-
-    return kernels.select_tokens(advantages, entropies, mask, ratio, scope, group_size, group_ids)
-
-
-def _refuse_to_look(nan_raises: bool) -> None:
-    if nan_raises:
-        raise ValueError("nan_raises: a CUDA operator must not synchronize to look for NaN; pass False")
-
-
-for _kernel in (
-    _cuda_hypervolume,
-    _cuda_hypervolume_gradient,
-    _cuda_non_dominated_sort,
-    _cuda_group_advantages,
-    _cuda_select_tokens,
-):
-    _library.impl(_kernel.__name__.removeprefix("_cuda_"), _kernel, "CUDA")
+_library.impl("hypervolume", _cuda_hypervolume, "CUDA")
+_library.impl("hypervolume_gradient", _cuda_hypervolume_gradient, "CUDA")
+_library.impl("non_dominated_sort", _triton("pareto", "non_dominated_sort"), "CUDA")
+_library.impl("group_advantages", _triton("advantages", "group_advantages"), "CUDA")
+_library.impl("select_tokens", _triton("tokens", "select_tokens"), "CUDA")

@@ -24,6 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from morlfast._triton import require
+
 SMALL = 64
 BLOCK = 256
 # Points settled together within a block.
@@ -451,7 +453,8 @@ def _sort_large(points: Tensor, maximize: bool) -> Tensor:
 
 def non_dominated_sort(points: Tensor, maximize: bool = False, nan_raises: bool = True) -> Tensor:
     """Implements ``morlfast::non_dominated_sort`` for CUDA: (..., n, m) -> int32 (..., n)."""
-    assert not nan_raises, "the public function looks for NaN before it calls the operator"
+    require(not nan_raises, "nan_raises: a CUDA operator must not wait for the device to look for NaN; pass False")
+    require(points.dim() >= 2, f"points: expected shape (..., n, m), got {tuple(points.shape)}")
     batch, (n, m) = points.shape[:-2], points.shape[-2:]
     fronts = batch.numel()
     if fronts == 0 or n == 0:
