@@ -1,0 +1,135 @@
+"""Box decompositions for BoTorch: `DominatedPartitioning` and `FastNondominatedPartitioning`, computed by morlfast."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Literal
+
+import torch
+from botorch.utils.multi_objective import box_decompositions
+from botorch.utils.multi_objective.box_decompositions.box_decomposition import BoxDecomposition
+from botorch.utils.multi_objective.box_decompositions.utils import _expand_ref_point
+from torch import Tensor
+
+from morlfast import box_decomposition, hypervolume, non_dominated_sort
+from morlfast.integrations import rebind
+
+
+class _Partitioning(BoxDecomposition):  # type: ignore[misc]  # BoTorch is not followed by mypy
+    """What both have in common: `ref_point` (m,) or (..., m), `Y` (..., n, m) with any batch shape, both maximized.
+
+    Boxes are computed when they are first asked for: the hypervolume alone needs none, and no memory for them.
+    """
+
+    region: Literal["dominated", "non_dominated"]
+    hypercell_bounds: Tensor | None
+
+    def __init__(self, ref_point: Tensor, Y: Tensor | None = None) -> None:
+        super().__init__(ref_point=ref_point, sort=ref_point.shape[-1] == 2, Y=Y)
+
+    def _validate_inputs(self) -> None:
+        # BoTorch's own also refuses more than one batch dimension, and any batch of more than two objectives.
+        self.batch_shape = self._neg_Y.shape[:-2]
+        self.num_outcomes = self._neg_Y.shape[-1]
+
+    def _compute_pareto_Y(self) -> Tensor:  # noqa: N802
+        """Minimized, (..., n_pareto, m). Shorter fronts of a batch repeat their last point, empty ones `ref_point`."""
+        neg_Y = self._neg_Y
+        ref_point = _expand_ref_point(self._neg_ref_point, self.batch_shape).unsqueeze(-2)
+        on_front = (neg_Y < ref_point).all(-1) & (non_dominated_sort(neg_Y.detach(), maximize=False) == 0)
+        on_front &= _first_copies(neg_Y.detach())
+        sizes = on_front.sum(-1, keepdim=True)  # (..., 1)
+        largest = int(sizes.max()) if sizes.numel() > 0 else 0
+        front_first = (~on_front).int().argsort(dim=-1, stable=True)
+        places = torch.arange(largest, device=neg_Y.device).minimum((sizes - 1).clamp_min(0))
+        pareto = _take_rows(neg_Y, front_first.gather(-1, places))
+        pareto = torch.where(sizes.unsqueeze(-1) > 0, pareto, ref_point)
+        return _take_rows(pareto, pareto[..., 0].argsort(dim=-1)) if self.sort else pareto
+
+    def partition_space(self) -> None:
+        self.hypercell_bounds = None
+
+    def _partition_space(self) -> None:
+        lower, upper, _ = box_decomposition(
+            self._neg_pareto_Y.detach(), self._neg_ref_point, region=self.region, maximize=False
+        )
+        if lower.shape[-2] == 0:  # nothing is dominated; BoTorch has one empty cell then
+            lower = upper = self._neg_ref_point.expand(*self.batch_shape, self.num_outcomes).unsqueeze(-2)
+        self.hypercell_bounds = torch.stack([-upper, -lower])
+
+    def get_hypercell_bounds(self) -> Tensor:
+        """Lower and upper vertices of disjoint boxes, (2, ..., K, m), detached; cells (ref, ref) pad a batch."""
+        if self.hypercell_bounds is None:
+            self._partition_space()
+        assert self.hypercell_bounds is not None
+        return self.hypercell_bounds
+
+    def _compute_hypervolume_if_y_has_data(self) -> Tensor:
+        return hypervolume(self._neg_pareto_Y, self._neg_ref_point, maximize=False)
+
+
+class DominatedPartitioning(_Partitioning):
+    """Partition of the region that `Y` dominates, bounded by `ref_point`; BoTorch's arguments, attributes and shapes.
+
+    Beyond BoTorch 0.18.1: any batch shape for any number of objectives, and `compute_hypervolume()` is differentiable
+    in `Y` for all of them. `update(Y)` adds points and computes afresh. Boxes are other boxes of the same region.
+
+    >>> partitioning = DominatedPartitioning(torch.zeros(2), torch.tensor([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]]))
+    >>> partitioning.compute_hypervolume()
+    tensor(6.)
+    """
+
+    region = "dominated"
+
+
+class FastNondominatedPartitioning(_Partitioning):
+    """Partition of the region above `ref_point` that `Y` does not dominate, unbounded above; for `partitioning=` of
+    BoTorch's acquisition functions.
+
+    Exact, so it also stands for `NondominatedPartitioning` with its default `alpha=0`; there is no `alpha` here.
+    Otherwise as `DominatedPartitioning`.
+
+    EHVI, qEHVI and qNEHVI do not depend on how the region is cut. qLogEHVI and qLogNEHVI smooth each box, so they do a
+    little, between BoTorch's own two exact partitionings too; less with a smaller `tau_max`.
+
+    >>> partitioning = FastNondominatedPartitioning(torch.zeros(2), torch.tensor([[1.0, 3.0], [3.0, 1.0]]))
+    >>> partitioning.get_hypercell_bounds().shape
+    torch.Size([2, 3, 2])
+    """
+
+    region = "non_dominated"
+
+
+NondominatedPartitioning = FastNondominatedPartitioning
+
+
+def install() -> ExitStack:
+    """Let BoTorch partition here: qNEHVI, `get_acquisition_function` and whatever else names one of the two classes.
+
+    Replaces BoTorch's `DominatedPartitioning` and `FastNondominatedPartitioning` in its modules.
+    `NondominatedPartitioning` stays, since BoTorch passes it `alpha`, as do default arguments.
+
+    `install()` lasts as long as the process; `with install():` gives the originals back at its end.
+    """
+    return rebind(
+        "botorch",
+        {
+            box_decompositions.DominatedPartitioning: DominatedPartitioning,
+            box_decompositions.FastNondominatedPartitioning: FastNondominatedPartitioning,
+        },
+    )
+
+
+def _take_rows(points: Tensor, rows: Tensor) -> Tensor:
+    """(..., n, m), (..., k) -> (..., k, m)"""
+    return points.gather(-2, rows.unsqueeze(-1).expand(*rows.shape, points.shape[-1]))
+
+
+def _first_copies(points: Tensor) -> Tensor:
+    """(..., n, m) -> (..., n) bool: False for a row that an earlier row equals."""
+    rows = torch.arange(points.shape[-2], device=points.device).expand(points.shape[:-1])
+    for k in reversed(range(points.shape[-1])):  # lexicographic order by stable sorts
+        rows = rows.gather(-1, points[..., k].gather(-1, rows).argsort(dim=-1, stable=True))
+    ordered = _take_rows(points, rows)
+    repeats = (ordered[..., 1:, :] == ordered[..., :-1, :]).all(-1)
+    return torch.ones_like(rows, dtype=torch.bool).scatter(-1, rows[..., 1:], ~repeats)
