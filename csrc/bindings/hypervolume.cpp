@@ -1,6 +1,9 @@
 #include "morlfast/hypervolume.hpp"
 
+#include <nanobind/stl/tuple.h>
+
 #include <optional>
+#include <tuple>
 
 #include "morlfast/cuda/hypervolume.hpp"
 #include "operators.hpp"
@@ -61,39 +64,154 @@ const int64_t* checked_lengths(const std::optional<Tensor>& lengths, const Tenso
   return reinterpret_cast<const int64_t*>(lengths->data());
 }
 
-void compute(const Tensor& points, const Tensor& ref_point, const std::optional<Tensor>& lengths, bool maximize,
-             bool nan_raises, Result& value, Result* gradient) {
+/// The arguments that all operators of the family share.
+struct Arguments {
+  const Tensor& points;
+  const Tensor& ref_point;
+  const std::optional<Tensor>& lengths;
+  bool maximize, nan_raises;
+  int64_t max_memory;
+};
+
+/// Calls f(fronts) with the GIL released, where fronts are those of the arguments in their dtypes.
+template <class F>
+void with_fronts(const Arguments& arguments, F&& f) {
+  const auto& [points, ref_point, lengths, maximize, nan_raises, max_memory] = arguments;
   const RefPoints refs(ref_point, points);
   const int64_t* counted = checked_lengths(lengths, points);
   const NanPolicy nan = nan_raises ? NanPolicy::raise : NanPolicy::worst;
   with_points_dtype(points, [&](auto zero) {
     using T = decltype(zero);
-    const PointsView<T> view = points_view<T>(points);
-    T* out = value.data<T>();
-    T* grad = gradient ? gradient->data<T>() : nullptr;
-    const GilRelease release(points.numel());
+    const auto with_ref = [&](auto ref_view) {
+      const Fronts<T, std::remove_const_t<std::remove_pointer_t<decltype(ref_view.data)>>> fronts{
+          points_view<T>(points), ref_view, counted, maximize, nan, max_memory};
+      const GilRelease release(points.numel());
+      f(fronts);
+    };
     if (ref_point.is(kDLFloat, 32))
-      hypervolume(view, refs.view<float>(), counted, maximize, nan, out, grad);
+      with_ref(refs.view<float>());
     else
-      hypervolume(view, refs.view<double>(), counted, maximize, nan, out, grad);
+      with_ref(refs.view<double>());
   });
 }
 
+template <class T, class R>
+T element_of(const Fronts<T, R>&);
+
 Result hypervolume_value(const Tensor& points, const Tensor& ref_point, bool maximize, bool nan_raises,
-                         const std::optional<Tensor>& lengths) {
+                         const std::optional<Tensor>& lengths, int64_t max_memory, int64_t part, int64_t parts) {
   require_points(points);
   Result value(points, points.leading(2), points.view.dtype);
-  compute(points, ref_point, lengths, maximize, nan_raises, value, nullptr);
+  with_fronts({points, ref_point, lengths, maximize, nan_raises, max_memory}, [&](const auto& fronts) {
+    using T = decltype(element_of(fronts));
+    hypervolume(fronts, Part{part, parts}, value.data<T>(), static_cast<T*>(nullptr));
+  });
   return value;
 }
 
 std::pair<Result, Result> hypervolume_gradient(const Tensor& points, const Tensor& ref_point, bool maximize,
-                                               bool nan_raises, const std::optional<Tensor>& lengths) {
+                                               bool nan_raises, const std::optional<Tensor>& lengths,
+                                               int64_t max_memory, int64_t part, int64_t parts) {
   require_points(points);
   Result value(points, points.leading(2), points.view.dtype);
   Result gradient(points, points.leading(0), points.view.dtype);
-  compute(points, ref_point, lengths, maximize, nan_raises, value, &gradient);
+  with_fronts({points, ref_point, lengths, maximize, nan_raises, max_memory}, [&](const auto& fronts) {
+    using T = decltype(element_of(fronts));
+    hypervolume(fronts, Part{part, parts}, value.data<T>(), gradient.data<T>());
+  });
   return {std::move(value), std::move(gradient)};
+}
+
+Result contributions(const Tensor& points, const Tensor& ref_point, bool maximize, bool nan_raises,
+                     const std::optional<Tensor>& lengths, bool ignore_dominated, int64_t max_memory) {
+  require_points(points);
+  Result values(points, points.leading(1), points.view.dtype);
+  with_fronts({points, ref_point, lengths, maximize, nan_raises, max_memory}, [&](const auto& fronts) {
+    using T = decltype(element_of(fronts));
+    hypervolume_contributions(fronts, ignore_dominated, values.data<T>());
+  });
+  return values;
+}
+
+Result improvement(const Tensor& candidates, const Tensor& points, const Tensor& ref_point, bool maximize,
+                   bool nan_raises, const std::optional<Tensor>& lengths, int64_t max_memory) {
+  require_points(points);
+  require_cpu(candidates, "candidates");
+  const int batch_dims = points.dims() - 2;
+  bool fits = candidates.dims() == batch_dims + 3 && candidates.size(-1) == points.size(-1) &&
+              candidates.view.dtype.code == points.view.dtype.code &&
+              candidates.view.dtype.bits == points.view.dtype.bits;
+  for (int d = 0; fits && d < batch_dims; ++d) fits = candidates.size(d) == points.size(d);
+  if (!fits)
+    throw nb::value_error(("candidates: expected the dtype of points and shape (..., sets, size, m) for points " +
+                           points.shape() + ", got " + candidates.shape())
+                              .c_str());
+  Result values(points, candidates.leading(2), points.view.dtype);
+  with_fronts({points, ref_point, lengths, maximize, nan_raises, max_memory}, [&](const auto& fronts) {
+    using T = decltype(element_of(fronts));
+    const CandidatesView<T> sets{reinterpret_cast<const T*>(candidates.data()),
+                                 {batch_dims, candidates.view.shape, candidates.view.strides},
+                                 candidates.size(-3),
+                                 candidates.size(-2),
+                                 candidates.stride(-3),
+                                 candidates.stride(-2),
+                                 candidates.stride(-1)};
+    hypervolume_improvement(sets, fronts, values.data<T>());
+  });
+  return values;
+}
+
+Result subset(const Tensor& points, int64_t k, const Tensor& ref_point, bool maximize, bool nan_raises,
+              const std::optional<Tensor>& lengths, int64_t max_memory) {
+  require_points(points);
+  if (k < 0 || k > points.size(-2))
+    throw nb::value_error(("k: expected 0 to " + std::to_string(points.size(-2)) + ", got " + std::to_string(k)).c_str());
+  Shape shape = points.leading(1);
+  shape.sizes[shape.dims - 1] = k;
+  Result picks(points, shape, DLDataType{kDLInt, 64, 1});
+  with_fronts({points, ref_point, lengths, maximize, nan_raises, max_memory},
+              [&](const auto& fronts) { hypervolume_subset(fronts, k, picks.data<int64_t>()); });
+  return picks;
+}
+
+/// Writes the boxes of each front, and boxes from reference point to reference point up to the largest count.
+template <class T, class R>
+void write_boxes(const std::vector<Boxes>& all, const VectorsView<R>& ref_point, int64_t most, int64_t m, T* lower,
+                 T* upper, int64_t* counts) {
+  for (size_t b = 0; b < all.size(); ++b) {
+    const auto end = std::copy(all[b].lower.begin(), all[b].lower.end(), lower);
+    std::copy(all[b].upper.begin(), all[b].upper.end(), upper);
+    const int64_t count = (end - lower) / m;
+    for (int64_t i = count; i < most; ++i)
+      for (int64_t k = 0; k < m; ++k)
+        lower[i * m + k] = upper[i * m + k] =
+            static_cast<T>(ref_point.row(static_cast<int64_t>(b))[k * ref_point.stride]);
+    lower += most * m;
+    upper += most * m;
+    counts[b] = count;
+  }
+}
+
+std::tuple<Result, Result, Result> boxes(const Tensor& points, const Tensor& ref_point, bool dominated, bool maximize,
+                                         bool nan_raises, const std::optional<Tensor>& lengths, int64_t max_memory) {
+  require_points(points);
+  const int64_t m = points.size(-1);
+  Result counts(points, points.leading(2), DLDataType{kDLInt, 64, 1});
+  std::optional<Result> lower, upper;
+  std::vector<Boxes> all;
+  with_fronts({points, ref_point, lengths, maximize, nan_raises, max_memory},
+              [&](const auto& fronts) { all = box_decomposition(fronts, dominated); });
+  int64_t most = 0;
+  for (const Boxes& of_front : all) most = std::max(most, static_cast<int64_t>(of_front.lower.size()) / m);
+  Shape shape = points.leading(0);
+  shape.sizes[shape.dims - 2] = most;
+  lower.emplace(points, shape, points.view.dtype);
+  upper.emplace(points, shape, points.view.dtype);
+  with_fronts({points, ref_point, lengths, maximize, nan_raises, max_memory}, [&](const auto& fronts) {
+    using T = decltype(element_of(fronts));
+    write_boxes(all, fronts.ref_point, most, m, lower->data<T>(), upper->data<T>(), counts.data<int64_t>());
+  });
+  return {std::move(*lower), std::move(*upper), std::move(counts)};
 }
 
 /// (fronts, n, m) float64 on a CUDA device, or the matching type and shape; contiguous.
@@ -122,7 +240,7 @@ void require_cuda_build() {
 
 Shape checked_fronts(const Tensor& points) {
   const Shape shape = points.leading(0);
-  if (shape.dims != 3 || shape.sizes[2] < 1 || shape.sizes[2] > kMaxHypervolumeObjectives)
+  if (shape.dims != 3 || shape.sizes[2] < 1 || shape.sizes[2] > 3)
     throw nb::value_error(("points: expected shape (fronts, n, m) with m in 1..3, got " + points.shape()).c_str());
   require_cuda(points, "points", points.view.device.device_id, shape, kDLFloat, 64);
   return shape;
@@ -172,15 +290,34 @@ std::pair<Result, std::optional<Result>> hypervolume_cuda(const Tensor& points, 
 }  // namespace
 
 void define_hypervolume(nb::module_& module, nb::dict& schemas) {
-  schemas["hypervolume"] =
-      "(Tensor points, Tensor ref_point, bool maximize=False, bool nan_raises=True, Tensor? lengths=None) -> Tensor";
+  const std::string common = "bool maximize=False, bool nan_raises=True, Tensor? lengths=None, ";
+  const std::string memory = "int max_memory=" + std::to_string(kDefaultMaxMemory);
+  const auto define = [&](const char* name, const std::string& schema) { schemas[name] = nb::str(schema.c_str()); };
+
+  const std::string whole = "(Tensor points, Tensor ref_point, " + common + memory + ", int part=0, int parts=1) -> ";
+  define("hypervolume", whole + "Tensor");
   module.def("hypervolume", &hypervolume_value, "points"_a, "ref_point"_a, "maximize"_a = false, "nan_raises"_a = true,
-             "lengths"_a = nb::none());
-  schemas["hypervolume_gradient"] =
-      "(Tensor points, Tensor ref_point, bool maximize=False, bool nan_raises=True, Tensor? lengths=None) -> "
-      "(Tensor value, Tensor gradient)";
+             "lengths"_a = nb::none(), "max_memory"_a = kDefaultMaxMemory, "part"_a = 0, "parts"_a = 1);
+  define("hypervolume_gradient", whole + "(Tensor value, Tensor gradient)");
   module.def("hypervolume_gradient", &hypervolume_gradient, "points"_a, "ref_point"_a, "maximize"_a = false,
-             "nan_raises"_a = true, "lengths"_a = nb::none());
+             "nan_raises"_a = true, "lengths"_a = nb::none(), "max_memory"_a = kDefaultMaxMemory, "part"_a = 0,
+             "parts"_a = 1);
+  define("hypervolume_contributions",
+         "(Tensor points, Tensor ref_point, " + common + "bool ignore_dominated=False, " + memory + ") -> Tensor");
+  module.def("hypervolume_contributions", &contributions, "points"_a, "ref_point"_a, "maximize"_a = false,
+             "nan_raises"_a = true, "lengths"_a = nb::none(), "ignore_dominated"_a = false,
+             "max_memory"_a = kDefaultMaxMemory);
+  define("hypervolume_improvement",
+         "(Tensor candidates, Tensor points, Tensor ref_point, " + common + memory + ") -> Tensor");
+  module.def("hypervolume_improvement", &improvement, "candidates"_a, "points"_a, "ref_point"_a, "maximize"_a = false,
+             "nan_raises"_a = true, "lengths"_a = nb::none(), "max_memory"_a = kDefaultMaxMemory);
+  define("box_decomposition", "(Tensor points, Tensor ref_point, bool dominated, " + common + memory +
+                                  ") -> (Tensor lower, Tensor upper, Tensor counts)");
+  module.def("box_decomposition", &boxes, "points"_a, "ref_point"_a, "dominated"_a, "maximize"_a = false,
+             "nan_raises"_a = true, "lengths"_a = nb::none(), "max_memory"_a = kDefaultMaxMemory);
+  define("hypervolume_subset", "(Tensor points, int k, Tensor ref_point, " + common + memory + ") -> Tensor");
+  module.def("hypervolume_subset", &subset, "points"_a, "k"_a, "ref_point"_a, "maximize"_a = false,
+             "nan_raises"_a = true, "lengths"_a = nb::none(), "max_memory"_a = kDefaultMaxMemory);
   module.def("lexicographic_orders_cuda", &lexicographic_orders_cuda, "points"_a);
   module.def("hypervolume_cuda", &hypervolume_cuda, "points"_a, "ref_point"_a, "order"_a, "rank"_a, "gradient"_a);
 }

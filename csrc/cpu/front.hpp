@@ -4,20 +4,27 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "morlfast/points.hpp"
 
 namespace morlfast {
 
-/// Copies `rows` points of front `b` to `out` (rows, m), negated when maximizing; -0.0 becomes 0.0.
+/// Copies `rows` points (rows, m) to `out`, negated when maximizing; -0.0 becomes 0.0.
+template <class T>
+void load_rows(const T* points, int64_t rows, int64_t m, int64_t row_stride, int64_t column_stride, bool maximize,
+               double* out) {
+  const double sign = maximize ? -1.0 : 1.0;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t k = 0; k < m; ++k)
+      *out++ = sign * static_cast<double>(points[i * row_stride + k * column_stride]) + 0.0;
+}
+
+/// Copies `rows` points of front `b` to `out` (rows, m).
 template <class T>
 void load_front(const PointsView<T>& points, int64_t b, int64_t rows, bool maximize, double* out) {
   if (rows == 0) return;  // an empty tensor's data may be null
-  const T* front = points.front(b);
-  const double sign = maximize ? -1.0 : 1.0;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t k = 0; k < points.m; ++k)
-      *out++ = sign * static_cast<double>(front[i * points.row_stride + k * points.column_stride]) + 0.0;
+  load_rows(points.front(b), rows, points.m, points.row_stride, points.column_stride, maximize, out);
 }
 
 /// First row with a NaN, or -1.
@@ -27,7 +34,8 @@ inline int64_t first_nan_row(const double* rows, int64_t n, int64_t m) {
   return -1;
 }
 
-[[noreturn]] inline void throw_nan(const BatchLayout& layout, int64_t b, int64_t row) {
+/// `argument` and `row` as the caller knows them.
+[[noreturn]] inline void throw_nan(const BatchLayout& layout, int64_t b, int64_t row, const char* argument = "points") {
   std::string where = "row " + std::to_string(row);
   if (layout.dims > 0) {
     std::string index;
@@ -37,7 +45,7 @@ inline int64_t first_nan_row(const double* rows, int64_t n, int64_t m) {
     }
     where += " of batch index (" + index + ")";
   }
-  throw std::invalid_argument("points: expected no NaN, got NaN in " + where +
+  throw std::invalid_argument(std::string(argument) + ": expected no NaN, got NaN in " + where +
                               "; pass nan=\"worst\" to treat such rows as worst");
 }
 

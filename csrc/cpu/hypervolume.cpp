@@ -1,13 +1,13 @@
 #include "morlfast/hypervolume.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <limits>
-#include <string>
 #include <vector>
 
-#include "front.hpp"
+#include "local_bounds.hpp"
+#include "measured_front.hpp"
 #include "parallel.hpp"
+#include "rank_set.hpp"
 #include "workspace.hpp"
 
 namespace morlfast {
@@ -26,68 +26,10 @@ struct Event {
   }
 };
 
-/// Set of integers below n with neighbour queries: a tree of 64-ary bit words, O(log64 n) a query.
-class RankSet {
- public:
-  void reset(int64_t n) {
-    levels_.clear();
-    do {
-      n = (n + 63) / 64;
-      levels_.emplace_back(n, 0);
-    } while (n > 1);
-  }
-
-  void insert(int64_t i) {
-    for (auto& level : levels_) {
-      level[i / 64] |= uint64_t{1} << (i % 64);
-      i /= 64;
-    }
-  }
-
-  void erase(int64_t i) {
-    for (auto& level : levels_) {
-      level[i / 64] &= ~(uint64_t{1} << (i % 64));
-      if (level[i / 64]) return;
-      i /= 64;
-    }
-  }
-
-  /// Largest member below i, or -1.
-  int64_t below(int64_t i) const {
-    for (size_t l = 0; l < levels_.size(); ++l) {
-      const uint64_t word = i % 64 ? levels_[l][i / 64] & ((uint64_t{1} << (i % 64)) - 1) : 0;
-      i /= 64;
-      if (word) {
-        i = i * 64 + 63 - std::countl_zero(word);
-        while (l-- > 0) i = i * 64 + 63 - std::countl_zero(levels_[l][i]);
-        return i;
-      }
-    }
-    return -1;
-  }
-
-  /// Smallest member above i, or -1.
-  int64_t above(int64_t i) const {
-    for (size_t l = 0; l < levels_.size(); ++l) {
-      const uint64_t word = i % 64 != 63 ? levels_[l][i / 64] & (~uint64_t{0} << (i % 64 + 1)) : 0;
-      i /= 64;
-      if (word) {
-        i = i * 64 + std::countr_zero(word);
-        while (l-- > 0) i = i * 64 + std::countr_zero(levels_[l][i]);
-        return i;
-      }
-    }
-    return -1;
-  }
-
- private:
-  std::vector<std::vector<uint64_t>> levels_;
-};
-
 // Widths and heights may be infinite; an empty side must not turn them into NaN.
 double area(double width, double height) { return width > 0 && height > 0 ? width * height : 0; }
 
-/// Sweeps one front. Buffers are kept between fronts.
+/// Sweeps one front of up to three objectives. Buffers are kept between fronts.
 class Sweep {
  public:
   /// Loads the counting points of a front (minimized), those strictly better than `ref` in every objective.
@@ -152,7 +94,7 @@ class Sweep {
  private:
   /// What one strong point dominates never comes to be sorted: most of a random cloud.
   void drop_dominated_by(size_t best) {
-    double strong[kMaxHypervolumeObjectives];
+    double strong[3];
     std::copy_n(&points_[best * m_], m_, strong);
     size_t kept = 0;
     for (size_t i = 0; i < rows_.size(); ++i) {
@@ -204,7 +146,7 @@ class Sweep {
   }
 
   int m_ = 0;
-  double ref_[kMaxHypervolumeObjectives] = {};
+  double ref_[3] = {};
   std::vector<double> points_;
   std::vector<int32_t> rows_;
   std::vector<Event> events_;
@@ -215,74 +157,121 @@ class Sweep {
   double stair_ref_a_ = 0, stair_ref_b_ = 0;
 };
 
-struct Buffers {
-  std::vector<double> rows;
-  Sweep sweep;
+/// Value and gradient of one front; the gradient, where wanted, is (rows of the front, m) and zero before.
+class Measure {
+ public:
+  template <class T>
+  T of_few_objectives(const MeasuredFront& front, int m, double sign, T* gradient) {
+    sweep_.load(front.rows.data(), front.length, m, front.ref);
+    if (sweep_.empty()) return 0;
+    if (!gradient) return static_cast<T>(sweep_.along(m - 1, [](int32_t, double) {}));
+    double volume = 0;
+    for (int c = 0; c < m; ++c)
+      volume = sweep_.along(c, [&](int32_t row, double measure) {
+        if (measure > 0) gradient[row * m + c] = static_cast<T>(sign * measure);
+      });
+    return static_cast<T>(volume);
+  }
+
+  MeasuredFront front;
+  RankedFront ranked;
+  std::vector<double> slopes;
+
+ private:
+  Sweep sweep_;
 };
 
 // Below this many points a parallel region costs more than the work.
 constexpr int64_t kParallelPoints = 8192;
 
+/// Regions that one front is cut into, so that threads share it; depends on shapes only, and so do the results.
+/// Cutting costs nothing from here on, and with many bounds it spares work.
+int64_t regions(int64_t batch, int64_t n, int64_t m) {
+  return batch < kManyFronts && m >= 5 && n << std::min<int64_t>(m, 16) >= 1 << 15 ? 16 : 1;
+}
+
+/// Four and more objectives in few fronts: the regions are worked on side by side.
+template <class T, class R>
+void hypervolume_in_regions(const Fronts<T, R>& fronts, const Part& part, int64_t count, T* value, T* gradient) {
+  const int64_t n = fronts.points.n, m = fronts.points.m;
+  std::vector<Measure> measures(fronts.points.batch);
+  parallel_for(fronts.points.batch, true, [&](int64_t b) {
+    Measure& measure = measures[b];
+    measure.front.load(fronts, b);
+    if (!measure.front.ref_is_nan)
+      measure.ranked.load(measure.front.rows.data(), measure.front.length, static_cast<int>(m), measure.front.ref, true);
+  });
+  for (int64_t b = 0; b < fronts.points.batch; ++b) {
+    Measure& measure = measures[b];
+    if (gradient) std::fill_n(gradient + b * n * m, n * m, T{0});
+    if (measure.front.ref_is_nan) {
+      value[b] = std::numeric_limits<T>::quiet_NaN();
+      continue;
+    }
+    std::vector<double> volumes(count);
+    std::vector<std::vector<double>> slopes(gradient ? count : 0);
+    parallel_for(count, true, [&](int64_t r) {
+      const Workspace<BoundsBuffers> buffers(true);
+      const Region region = Region::part(measure.ranked, part.part * count + r, part.parts * count);
+      if (gradient) slopes[r].assign(n * m, 0);
+      volumes[r] = dominated_volume(measure.ranked, region, {fronts.max_memory}, *buffers,
+                                    gradient ? slopes[r].data() : nullptr);
+    });
+    double volume = 0;
+    for (const double of_region : volumes) volume += of_region;
+    value[b] = static_cast<T>(volume);
+    const double sign = fronts.maximize ? -1.0 : 1.0;
+    for (int64_t i = 0; gradient && i < n * m; ++i) {
+      double slope = 0;
+      for (const auto& of_region : slopes) slope += of_region[i];
+      gradient[b * n * m + i] = static_cast<T>(sign * slope + 0.0);
+    }
+  }
+}
+
 }  // namespace
 
 template <class T, class R>
-void hypervolume(const PointsView<T>& points, const VectorsView<R>& ref_point, const int64_t* lengths, bool maximize,
-                 NanPolicy nan, T* value, T* gradient) {
-  const int64_t n = points.n, m = points.m;
-  if (m < 1 || m > kMaxHypervolumeObjectives)
-    throw std::invalid_argument("points: expected 1 to 3 objectives, got " + std::to_string(m));
-  if (n > std::numeric_limits<int32_t>::max())
-    throw std::invalid_argument("points: expected fewer than 2^31 points a front, got " + std::to_string(n));
-  parallel_for(points.batch, points.batch * n >= kParallelPoints, [&](int64_t b) {
-    const Workspace<Buffers> buffers(n <= kKeptRows);
-    Sweep& sweep = buffers->sweep;
-    std::vector<double>& rows = buffers->rows;
-    const int64_t length = lengths ? lengths[b] : n;
-    if (length < 0 || length > n)
-      throw std::invalid_argument("lengths: expected values from 0 to " + std::to_string(n) + ", got " +
-                                  std::to_string(length));
-    rows.resize(length * m);
-    load_front(points, b, length, maximize, rows.data());
-    double ref[kMaxHypervolumeObjectives];
-    bool ref_is_nan = false;
-    for (int64_t k = 0; k < m; ++k) {
-      const double r = static_cast<double>(ref_point.row(b)[k * ref_point.stride]);
-      ref_is_nan |= std::isnan(r);
-      ref[k] = maximize ? -r : r;
-    }
-    if (nan == NanPolicy::raise) {
-      if (ref_is_nan) throw std::invalid_argument("ref_point: expected no NaN, got NaN");
-      const int64_t row = first_nan_row(rows.data(), length, m);
-      if (row >= 0) throw_nan(points.layout, b, row);
-    }
+void hypervolume(const Fronts<T, R>& fronts, const Part& part, T* value, T* gradient) {
+  const int64_t batch = fronts.points.batch, n = fronts.points.n, m = fronts.points.m;
+  check_fronts(fronts);
+  if (part.parts < 1 || part.part < 0 || part.part >= part.parts)
+    throw std::invalid_argument("part: expected 0 <= part < parts, got part " + std::to_string(part.part) + " of " +
+                                std::to_string(part.parts));
+  if (const int64_t count = regions(batch, n, m); count > 1)
+    return hypervolume_in_regions(fronts, part, count, value, gradient);
+  parallel_for(batch, batch * n >= kParallelPoints >> std::min<int64_t>(m, 8), [&](int64_t b) {
+    const Workspace<Measure> measure(n <= kKeptRows);
+    MeasuredFront& front = measure->front;
+    front.load(fronts, b);
     T* front_gradient = gradient ? gradient + b * n * m : nullptr;
-    if (front_gradient) std::fill(front_gradient, front_gradient + n * m, T{0});
-    if (ref_is_nan) {
+    if (front_gradient) std::fill_n(front_gradient, n * m, T{0});
+    if (front.ref_is_nan) {
       value[b] = std::numeric_limits<T>::quiet_NaN();
       return;
     }
-    sweep.load(rows.data(), length, static_cast<int>(m), ref);
-    if (sweep.empty()) {
-      value[b] = 0;
+    const double sign = fronts.maximize ? 1.0 : -1.0;
+    if (m <= 3) {
+      // Too fast to be worth cutting.
+      value[b] = part.part == 0 ? measure->of_few_objectives(front, static_cast<int>(m), sign, front_gradient) : T{0};
       return;
     }
-    const int last = static_cast<int>(m) - 1;
-    if (!front_gradient) {
-      value[b] = static_cast<T>(sweep.along(last, [](int32_t, double) {}));
+    const Workspace<BoundsBuffers> buffers(true);
+    RankedFront& ranked = measure->ranked;
+    ranked.load(front.rows.data(), front.length, static_cast<int>(m), front.ref, true);
+    const Region region = Region::part(ranked, part.part, part.parts);
+    if (!gradient) {
+      value[b] = static_cast<T>(dominated_volume(ranked, region, {fronts.max_memory}, *buffers, nullptr));
       return;
     }
-    const double sign = maximize ? 1.0 : -1.0;
-    for (int c = 0; c <= last; ++c) {
-      const double volume = sweep.along(c, [&](int32_t row, double measure) {
-        if (measure > 0) front_gradient[row * m + c] = static_cast<T>(sign * measure);
-      });
-      if (c == last) value[b] = static_cast<T>(volume);
-    }
+    measure->slopes.assign(front.length * m, 0);
+    value[b] = static_cast<T>(dominated_volume(ranked, region, {fronts.max_memory}, *buffers, measure->slopes.data()));
+    for (int64_t i = 0; i < front.length * m; ++i)
+      front_gradient[i] = static_cast<T>(-sign * measure->slopes[i] + 0.0);
   });
 }
 
-#define MORLFAST_INSTANTIATE(T, R) \
-  template void hypervolume<T, R>(const PointsView<T>&, const VectorsView<R>&, const int64_t*, bool, NanPolicy, T*, T*);
+#define MORLFAST_INSTANTIATE(T, R) template void hypervolume<T, R>(const Fronts<T, R>&, const Part&, T*, T*);
 MORLFAST_INSTANTIATE(float, float)
 MORLFAST_INSTANTIATE(float, double)
 MORLFAST_INSTANTIATE(double, float)

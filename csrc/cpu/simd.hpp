@@ -12,6 +12,20 @@ struct SimdTable {
   bool (*any_common_bit)(const uint64_t* a, const uint64_t* b, int64_t words);
   /// The largest of 0 and above[i] over the points i < p that are no worse than p in all of columns (m, n).
   int64_t (*largest_dominator)(const double* columns, int64_t m, int64_t n, int64_t p, const int64_t* above);
+  /// Number of values[i] < value.
+  int64_t (*count_below)(const double* values, int64_t n, double value);
+  /// Indices of the rows of unsigned lanes (8, 16, 32 bits) that are at least `pattern` in every lane. A row is
+  /// row_words (a power of two up to 64) words of 8 bytes; pattern is the row repeated to 64 bytes or more; reads to the
+  /// end of the last 512 bytes. Returns their number.
+  int64_t (*rows_at_least_8)(const unsigned char* rows, int64_t count, int row_words, const unsigned char* pattern,
+                             int32_t* indices);
+  int64_t (*rows_at_least_16)(const unsigned char* rows, int64_t count, int row_words, const unsigned char* pattern,
+                              int32_t* indices);
+  int64_t (*rows_at_least_32)(const unsigned char* rows, int64_t count, int row_words, const unsigned char* pattern,
+                              int32_t* indices);
+  /// volume[q] += sum over boxes i of prod_k max(0, high[k][i] - max(low[k][i], corner[k])), (m, stride) boxes.
+  void (*add_box_volumes)(const double* low, const double* high, int64_t stride, int64_t count, int m,
+                          const double* corner, double* volume);
   /// Key of |advantage| * entropy, unsigned in the scores' order (-0.0 as 0.0), or 0 where not valid or NaN.
   void (*score_keys_32)(const float* advantage, const float* entropy, const uint8_t* valid, int64_t count,
                         uint32_t* keys);

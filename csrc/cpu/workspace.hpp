@@ -4,7 +4,7 @@
 
 namespace morlfast {
 
-/// This thread's T. With `keep` false it is emptied afterwards.
+/// This thread's T. With `keep` false, or when T says so itself, it is emptied afterwards.
 template <class T>
 class Workspace {
  public:
@@ -12,7 +12,9 @@ class Workspace {
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   ~Workspace() {
-    if (!keep_) buffers_ = T{};
+    bool keep = keep_;
+    if constexpr (requires { buffers_.worth_keeping(); }) keep &= buffers_.worth_keeping();
+    if (!keep) buffers_ = T{};
   }
 
   T* operator->() const { return &buffers_; }

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["group_advantages", "hypervolume", "non_dominated_sort", "select_tokens"]
+__all__ = [
+    "BoxDecomposition",
+    "box_decomposition",
+    "group_advantages",
+    "hypervolume",
+    "hypervolume_contributions",
+    "hypervolume_improvement",
+    "hypervolume_subset",
+    "least_contributor",
+    "non_dominated_sort",
+    "select_tokens",
+]
 
 # A build that cannot be loaded still answers `python -m morlfast env`; every other use says why it failed.
 _import_error: Exception | None = None
@@ -13,7 +24,15 @@ try:
     import torch as torch  # first: the compiled module shares torch's OpenMP run-time
 
     from morlfast.advantages import group_advantages
-    from morlfast.hypervolume import hypervolume
+    from morlfast.hypervolume import (
+        BoxDecomposition,
+        box_decomposition,
+        hypervolume,
+        hypervolume_contributions,
+        hypervolume_improvement,
+        hypervolume_subset,
+        least_contributor,
+    )
     from morlfast.pareto import non_dominated_sort
     from morlfast.tokens import select_tokens
 except (ImportError, OSError) as error:

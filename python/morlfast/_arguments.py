@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -35,11 +36,11 @@ def as_float32_or_64(values: Any, name: str, **options: Any) -> Tensor:
     return tensor.to(torch.float64)
 
 
-def as_points(points: Any) -> Tensor:
+def as_points(points: Any, name: str = "points") -> Tensor:
     """A float32 or float64 tensor (..., n, m)."""
-    tensor = as_float32_or_64(points, "points")
+    tensor = as_float32_or_64(points, name)
     if tensor.dim() < 2:
-        raise ValueError(f"points: expected shape (..., n, m), got {tuple(tensor.shape)}")
+        raise ValueError(f"{name}: expected shape (..., n, m), got {tuple(tensor.shape)}")
     return tensor
 
 
@@ -49,7 +50,7 @@ def as_minimization(
     """One sense for all objectives. Mixed senses are minimized: maximized columns are negated, in `vectors` too."""
     if maximize is True or maximize is False:
         return maximize, points, vectors
-    senses = _objective_senses(maximize, points.shape[-1])
+    senses = objective_senses(maximize, points.shape[-1])
     if all(senses) or not any(senses):
         return all(senses), points, vectors
     signs = torch.ones(len(senses), dtype=points.dtype, device=points.device)
@@ -59,7 +60,7 @@ def as_minimization(
     return False, points * signs, tuple(vector * signs.to(vector.dtype) for vector in vectors)
 
 
-def _objective_senses(maximize: Any, objectives: int) -> list[bool]:
+def objective_senses(maximize: Any, objectives: int) -> list[bool]:
     values = maximize.tolist() if hasattr(maximize, "tolist") else maximize
     if isinstance(values, bool):
         return [values] * objectives
@@ -70,7 +71,35 @@ def _objective_senses(maximize: Any, objectives: int) -> list[bool]:
     return list(values)
 
 
-def nan_raises(nan: NanPolicy | None, points: Tensor, lengths: Tensor | None = None) -> bool:
+def as_lengths_or_mask(lengths: Any, mask: Any, points: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """int64 lengths of the batch shape, or a bool mask (..., n); neither, or one of them."""
+    if lengths is not None and mask is not None:
+        raise ValueError("lengths, mask: expected at most one of them, got both")
+    batch = points.shape[:-2]
+    if lengths is not None:
+        tensor = as_integers(lengths, "lengths", "points", points)
+        if tensor.shape != batch:
+            raise ValueError(f"lengths: expected the batch shape {tuple(batch)}, got {tuple(tensor.shape)}")
+        return tensor.to(torch.int64).contiguous(), None
+    if mask is not None:
+        tensor = mask if isinstance(mask, Tensor) else as_tensor(mask, "mask", device=points.device)
+        if tensor.dtype is not torch.bool:
+            raise TypeError(f"mask: expected bool, got {tensor.dtype}")
+        same_device("points", points, "mask", tensor)
+        if tensor.shape != points.shape[:-1]:
+            raise ValueError(f"mask: expected shape {tuple(points.shape[:-1])}, got {tuple(tensor.shape)}")
+        return None, tensor
+    return None, None
+
+
+def masked(points: Tensor, mask: Tensor | None, maximize: bool) -> Tensor:
+    """Points outside the mask are moved to the bad end of every objective, where none of them counts."""
+    if mask is None:
+        return points
+    return torch.where(mask[..., None], points, -math.inf if maximize else math.inf)
+
+
+def nan_raises(nan: NanPolicy | None, points: Tensor, lengths: Tensor | None = None, name: str = "points") -> bool:
     """Whether the operator shall raise for NaN: by default on the CPU; a GPU must not synchronize to look."""
     if nan is None:
         return not points.is_cuda
@@ -85,7 +114,7 @@ def nan_raises(nan: NanPolicy | None, points: Tensor, lengths: Tensor | None = N
     if len(rows) > 0:
         *batch, row = rows[0].tolist()
         where = f"row {row}" + (f" of batch index ({', '.join(map(str, batch))})" if batch else "")
-        raise ValueError(f'points: expected no NaN, got NaN in {where}; pass nan="worst" to treat such rows as worst')
+        raise ValueError(f'{name}: expected no NaN, got NaN in {where}; pass nan="worst" to treat such rows as worst')
     return False
 
 

@@ -28,6 +28,10 @@ for _name, _schema in _C.schemas.items():
 _operators = torch.ops.morlfast
 hypervolume: Callable[..., Tensor] = _operators.hypervolume.default
 hypervolume_gradient: Callable[..., tuple[Tensor, Tensor]] = _operators.hypervolume_gradient.default
+hypervolume_contributions: Callable[..., Tensor] = _operators.hypervolume_contributions.default
+hypervolume_improvement: Callable[..., Tensor] = _operators.hypervolume_improvement.default
+hypervolume_subset: Callable[..., Tensor] = _operators.hypervolume_subset.default
+box_decomposition: Callable[..., tuple[Tensor, Tensor, Tensor]] = _operators.box_decomposition.default
 non_dominated_sort: Callable[..., Tensor] = _operators.non_dominated_sort.default
 group_advantages: Callable[..., Tensor] = _operators.group_advantages.default
 select_tokens: Callable[..., Tensor] = _operators.select_tokens.default
@@ -36,24 +40,31 @@ select_tokens: Callable[..., Tensor] = _operators.select_tokens.default
 # --- fakes: shapes and dtypes of results ---
 
 
-def _fake_hypervolume(
-    points: Tensor,
-    ref_point: Tensor,
-    maximize: bool = False,
-    nan_raises: bool = True,
-    lengths: Tensor | None = None,
-) -> Tensor:
+def _fake_hypervolume(points: Tensor, *others: object, **options: object) -> Tensor:
     return points.new_empty(points.shape[:-2])
 
 
-def _fake_hypervolume_gradient(
-    points: Tensor,
-    ref_point: Tensor,
-    maximize: bool = False,
-    nan_raises: bool = True,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def _fake_hypervolume_gradient(points: Tensor, *others: object, **options: object) -> tuple[Tensor, Tensor]:
     return points.new_empty(points.shape[:-2]), points.new_empty(points.shape)
+
+
+def _fake_hypervolume_contributions(points: Tensor, *others: object, **options: object) -> Tensor:
+    return points.new_empty(points.shape[:-1])
+
+
+def _fake_hypervolume_improvement(candidates: Tensor, *others: object, **options: object) -> Tensor:
+    return candidates.new_empty(candidates.shape[:-2])
+
+
+def _fake_hypervolume_subset(points: Tensor, k: int, *others: object, **options: object) -> Tensor:
+    return points.new_empty((*points.shape[:-2], k), dtype=torch.int64)
+
+
+def _fake_box_decomposition(points: Tensor, *others: object, **options: object) -> tuple[Tensor, Tensor, Tensor]:
+    *batch, _, m = points.shape
+    boxes = torch.library.get_ctx().new_dynamic_size()
+    lower, upper = points.new_empty((*batch, boxes, m)), points.new_empty((*batch, boxes, m))
+    return lower, upper, points.new_empty(batch, dtype=torch.int64)
 
 
 def _fake_non_dominated_sort(points: Tensor, maximize: bool = False, nan_raises: bool = True) -> Tensor:
@@ -88,6 +99,10 @@ def _fake_select_tokens(
 for _fake in (
     _fake_hypervolume,
     _fake_hypervolume_gradient,
+    _fake_hypervolume_contributions,
+    _fake_hypervolume_improvement,
+    _fake_hypervolume_subset,
+    _fake_box_decomposition,
     _fake_non_dominated_sort,
     _fake_group_advantages,
     _fake_select_tokens,
@@ -98,55 +113,32 @@ for _fake in (
 # --- CUDA: Triton where the work is dense tiles, CUDA C++ where it is irregular ---
 
 
-def _cuda_hypervolume(
-    points: Tensor,
-    ref_point: Tensor,
-    maximize: bool = False,
-    nan_raises: bool = True,
-    lengths: Tensor | None = None,
-) -> Tensor:
-    return _cuda_value_and_gradient(points, ref_point, maximize, nan_raises, lengths, False)[0]
+def _launcher(kind: str, family: str, name: str) -> Callable[..., object]:
+    """The launcher of that name, whose arguments are the operator's; imported when a CUDA tensor arrives."""
 
-
-def _cuda_hypervolume_gradient(
-    points: Tensor,
-    ref_point: Tensor,
-    maximize: bool = False,
-    nan_raises: bool = True,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    value, gradient = _cuda_value_and_gradient(points, ref_point, maximize, nan_raises, lengths, True)
-    assert gradient is not None
-    return value, gradient
-
-
-def _cuda_value_and_gradient(
-    points: Tensor,
-    ref_point: Tensor,
-    maximize: bool,
-    nan_raises: bool,
-    lengths: Tensor | None,
-    gradient: bool,
-) -> tuple[Tensor, Tensor | None]:
-    if nan_raises:
-        raise ValueError("nan_raises: a CUDA operator must not wait for the device to look for NaN; pass False")
-    from morlfast._cuda import hypervolume as kernels
-
-    return kernels.hypervolume(points, ref_point, maximize, lengths, gradient)
-
-
-def _triton(family: str, name: str) -> Callable[..., Tensor]:
-    """The launcher of that name, whose arguments are the operator's; Triton is imported when a CUDA tensor arrives."""
-
-    def kernel(*arguments: object) -> Tensor:
-        launcher: Callable[..., Tensor] = getattr(import_module(f"morlfast._triton.{family}"), name)
-        return launcher(*arguments)
+    def kernel(*arguments: object, **options: object) -> object:
+        launcher: Callable[..., object] = getattr(import_module(f"morlfast.{kind}.{family}"), name)
+        return launcher(*arguments, **options)
 
     return kernel
 
 
-_library.impl("hypervolume", _cuda_hypervolume, "CUDA")
-_library.impl("hypervolume_gradient", _cuda_hypervolume_gradient, "CUDA")
-_library.impl("non_dominated_sort", _triton("pareto", "non_dominated_sort"), "CUDA")
-_library.impl("group_advantages", _triton("advantages", "group_advantages"), "CUDA")
-_library.impl("select_tokens", _triton("tokens", "select_tokens"), "CUDA")
+for _family, _kind, _names in (
+    (
+        "hypervolume",
+        "_cuda",
+        (
+            "hypervolume",
+            "hypervolume_gradient",
+            "hypervolume_contributions",
+            "hypervolume_improvement",
+            "hypervolume_subset",
+            "box_decomposition",
+        ),
+    ),
+    ("pareto", "_triton", ("non_dominated_sort",)),
+    ("advantages", "_triton", ("group_advantages",)),
+    ("tokens", "_triton", ("select_tokens",)),
+):
+    for _name in _names:
+        _library.impl(_name, _launcher(_kind, _family, _name), "CUDA")
