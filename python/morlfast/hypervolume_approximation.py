@@ -13,13 +13,12 @@ from torch.nn.functional import pad
 from morlfast._arguments import (
     NanPolicy,
     as_integer,
+    as_lengths_or_mask,
     as_minimization,
     as_number,
     as_points,
-    as_tensor,
-    same_device,
 )
-from morlfast.hypervolume import _as_lengths, _as_ref_point
+from morlfast.hypervolume import _as_ref_point
 from morlfast.pareto import non_dominated_sort
 
 Method = Literal["polar", "box"]
@@ -64,9 +63,8 @@ def approximate_hypervolume(
         w uniform on the unit sphere with w > 0, :math:`c_m = \pi^{m/2} / (2^m \Gamma(m/2 + 1))`, the volume of the
         ball there.
     ``box``
-        uniform points of the box between the ideal point and the reference point, each moved along its ray to the
-        far side of the box; c is the box's volume. This is the hit-or-miss estimate with its expectation along the
-        ray taken exactly: the same unbiased value from less variance.
+        w uniform on the m far sides of the box between the reference point and the ideal point, whose volume is c. This
+        is hit-or-miss in the box with the expectation along each ray taken exactly, so never with more variance.
 
     Objectives are divided by their largest gains before, so the error does not depend on their units.
 
@@ -99,11 +97,12 @@ def approximate_hypervolume(
     an infinitely bad reference value, gives ``inf`` with error 0.
 
     O(samples n m) time in float64. Memory: float64 copies of the points, and a few buffers of at most 32 MB, or 8 bytes
-    a point of one front where that is more. Dominated points cost time and change nothing.
+    a point of one front where that is more (7 kB an objective in torch's Sobol' engine). Dominated points cost time and
+    change nothing.
 
-    Measured for m = 3..10, the relative error of ``"polar"`` with 65536 Sobol' points was between 1e-4 and 7e-3 on
-    every shape. ``"box"`` was 2 to 10 times as accurate for fronts that fill most of their box (linear, many
-    objectives) and up to 3 times less where they fill under a hundredth of it; both were better than hit-or-miss.
+    Measured with 65536 Sobol' points for m = 3..10, ``"polar"`` erred by 1e-4 to 6e-3 of the volume whatever the shape
+    of the front. ``"box"`` was 1.5 to 20 times as accurate where the volume is over a quarter of the box (fronts near a
+    simplex or a sphere about the ideal point), and 2 to 10 times less where it is under a hundredth.
 
     Raises:
         TypeError: for a dtype that is neither float32, float64 nor an integer.
@@ -321,26 +320,18 @@ def infer_reference_point(
 
 def _rows(points: Tensor, lengths: Any, mask: Any, nan: NanPolicy | None) -> tuple[Tensor, bool]:
     """Rows (..., n) that `lengths` or `mask` let in and that have no NaN, and whether NaN raises."""
-    if lengths is not None and mask is not None:
-        raise ValueError("lengths, mask: expected at most one of them, got both")
     if nan not in (None, "raise", "worst"):
         raise ValueError(f'nan: expected "raise", "worst" or None, got {nan!r}')
     raises = nan == "raise" or (nan is None and not points.is_cuda)
     n = points.shape[-2]
-    rows = torch.ones(points.shape[:-1], dtype=torch.bool, device=points.device)
+    lengths, rows = as_lengths_or_mask(lengths, mask, points)
+    if rows is None:
+        rows = torch.ones(points.shape[:-1], dtype=torch.bool, device=points.device)
     if lengths is not None:
-        lengths = _as_lengths(lengths, points)
         outside = (lengths < 0) | (lengths > n)
         if not points.is_cuda and bool(outside.any()):
             raise ValueError(f"lengths: expected values from 0 to {n}, got {int(lengths[outside][0])}")
         rows = torch.arange(n, device=points.device) < lengths[..., None]
-    if mask is not None:
-        rows = as_tensor(mask, "mask", device=None if isinstance(mask, Tensor) else points.device)
-        if rows.dtype is not torch.bool:
-            raise TypeError(f"mask: expected bools, got {rows.dtype}")
-        if rows.shape != points.shape[:-1]:
-            raise ValueError(f"mask: expected shape {tuple(points.shape[:-1])}, got {tuple(rows.shape)}")
-        same_device("points", points, "mask", rows)
     missing = rows & points.detach().isnan().any(-1)
     if raises and bool(missing.any()):
         *batch, row = missing.nonzero()[0].tolist()
@@ -436,7 +427,9 @@ def _rays(uniform: Tensor, method: Method) -> Tensor:
     """1 / w for w on the surface of a body of volume 1 among w > 0, so that the volume is the mean of rho^m."""
     m = len(uniform)
     if method == "box" or m == 1:  # one objective has one direction
-        return uniform.amax(0) / uniform
+        side = (uniform[-1] * m).long()
+        places = pad(uniform[:-1], (0, 0, 1, 0), value=1.0)  # on side 0
+        return 1 / places.gather(0, (torch.arange(m, device=uniform.device)[:, None] - side) % m)
     normal = uniform.erfinv()
     log_ball = m / 2 * math.log(math.pi) - m * math.log(2) - math.lgamma(m / 2 + 1)
     return normal.square().sum(0).sqrt() * math.exp(log_ball / m) / normal
