@@ -15,37 +15,19 @@
 #include <limits>
 #include <stdexcept>
 
+#include "blocks.cuh"
 #include "morlfast/cuda/hypervolume.hpp"
-#include "morlfast/cuda/launch.hpp"
 
 namespace morlfast::cuda {
 namespace {
 
-constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kNone = -1;                               // in place of a row
 constexpr int kLast = std::numeric_limits<int>::max();  // behind every position
-
-// 0 unless both sides are positive, so that inf * 0 and inf - inf reach no sum.
-__device__ double rectangle(double width, double height) { return width > 0 && height > 0 ? width * height : 0; }
 
 template <int kObjectives>
 __device__ bool has_nan(const double* ref) {
   for (int k = 0; k < kObjectives; ++k)
     if (ref[k] != ref[k]) return true;
   return false;
-}
-
-// The sum over the block, for thread 0, in an order that depends on nothing but kThreads.
-template <int kThreads>
-__device__ double block_sum(double term) {
-  __shared__ double of_warp[kThreads / 32];
-  for (int step = 16; step > 0; step /= 2) term += __shfl_down_sync(kAllLanes, term, step);
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = term;
-  __syncthreads();
-  double sum = 0;
-  if (threadIdx.x == 0)
-    for (const double part : of_warp) sum += part;
-  return sum;
 }
 
 // ---- order
@@ -88,6 +70,41 @@ __global__ __launch_bounds__(kThreads) void count_predecessors(const double* poi
     order[start + position[axis]] = row;
     if (rank != nullptr) rank[start + row] = position[axis];
   }
+}
+
+// Grid (fronts, tiles of rows, axes). As above along any axes of any number of objectives: looks at the others
+// only where two points tie.
+template <int kThreads>
+__global__ __launch_bounds__(kThreads) void count_along_axis(const double* points, std::int64_t fronts, int n, int m,
+                                                             std::int32_t* order, std::int32_t* rank) {
+  __shared__ double tile[kThreads];
+  const std::int64_t front = blockIdx.x;
+  const int axis = blockIdx.z, thread = threadIdx.x;
+  const int row = blockIdx.y * kThreads + thread;
+  points += front * n * m;
+  const double* mine = points + std::int64_t{row < n ? row : 0} * m;
+  const double my_key = n > 0 ? mine[axis] : 0;
+  int position = 0;
+  for (int first = 0; first < n; first += kThreads) {
+    const int filled = n - first < kThreads ? n - first : kThreads;
+    if (thread < filled) tile[thread] = points[std::int64_t{first + thread} * m + axis];
+    __syncthreads();
+    for (int i = 0; i < filled; ++i) {
+      bool precedes = tile[i] < my_key;
+      if (!precedes && !(tile[i] > my_key)) {
+        const double* other = points + std::int64_t{first + i} * m;
+        int k = 0;
+        while (k < m && !(other[k] < mine[k]) && !(other[k] > mine[k])) ++k;
+        precedes = k < m ? other[k] < mine[k] : first + i < row;
+      }
+      position += precedes;
+    }
+    __syncthreads();
+  }
+  if (row >= n) return;
+  const std::int64_t start = (axis * fronts + front) * n;
+  order[start + position] = row;
+  if (rank != nullptr) rank[start + row] = position;
 }
 
 // ---- m = 1
@@ -266,22 +283,23 @@ int threads_for(std::int64_t n) { return n <= 32 ? 32 : n <= 4096 ? 128 : 256; }
 // At least one tile, so that an empty front gets its 0 too.
 std::int64_t tiles_of(std::int64_t n, int threads) { return n == 0 ? 1 : (n + threads - 1) / threads; }
 
-dim3 grid_of(std::int64_t fronts, std::int64_t tiles = 1, int axes = 1) {
-  return dim3(static_cast<unsigned>(fronts), static_cast<unsigned>(tiles), static_cast<unsigned>(axes));
-}
-
-void check(std::int64_t fronts, std::int64_t n, int m) {
-  if (m < 1 || m > 3) throw std::invalid_argument("morlfast: the CUDA hypervolume takes 1 to 3 objectives");
+void check(std::int64_t fronts, std::int64_t n) {
   if (n < 0 || n > kMaxHypervolumePoints || fronts < 0 || fronts > kLast)
     throw std::invalid_argument("morlfast: the CUDA hypervolume takes up to 16776960 points and 2147483647 fronts");
 }
 
 template <int kThreads>
-void lexicographic_orders_in(const double* points, std::int64_t fronts, std::int64_t n, int m, std::int32_t* order,
-                             std::int32_t* rank, cudaStream_t stream) {
-  const dim3 grid = grid_of(fronts, tiles_of(n, kThreads));
-  const auto kernel = m == 2 ? count_predecessors<kThreads, 2> : count_predecessors<kThreads, 3>;
-  launch(kernel, grid, kThreads, stream, points, fronts, static_cast<int>(n), order, rank);
+void lexicographic_orders_in(const double* points, std::int64_t fronts, std::int64_t n, int m, int axes,
+                             std::int32_t* order, std::int32_t* rank, cudaStream_t stream) {
+  const std::int64_t tiles = tiles_of(n, kThreads);
+  const int count = static_cast<int>(n);
+  if (m <= 3 && axes == hypervolume_orders(m)) {
+    const auto kernel = m == 2 ? count_predecessors<kThreads, 2> : count_predecessors<kThreads, 3>;
+    launch(kernel, grid_of(fronts, tiles), kThreads, stream, points, fronts, count, order, rank);
+  } else {
+    launch(count_along_axis<kThreads>, grid_of(fronts, tiles, axes), kThreads, stream, points, fronts, count, m, order,
+           rank);
+  }
 }
 
 template <int kThreads>
@@ -309,21 +327,22 @@ std::int64_t hypervolume_scratch(std::int64_t n, int m) {
   return m == 3 && tiles > 1 ? tiles : 0;
 }
 
-void lexicographic_orders(const double* points, std::int64_t fronts, std::int64_t n, int m, std::int32_t* order,
-                          std::int32_t* rank, cudaStream_t stream) {
-  check(fronts, n, m);
-  if (fronts == 0 || n == 0 || m == 1) return;
+void lexicographic_orders(const double* points, std::int64_t fronts, std::int64_t n, int m, int axes,
+                          std::int32_t* order, std::int32_t* rank, cudaStream_t stream) {
+  check(fronts, n);
+  if (fronts == 0 || n == 0 || axes == 0) return;
   const int threads = threads_for(n);
   const auto run = threads == 32    ? lexicographic_orders_in<32>
                    : threads == 128 ? lexicographic_orders_in<128>
                                     : lexicographic_orders_in<256>;
-  run(points, fronts, n, m, order, rank, stream);
+  run(points, fronts, n, m, axes, order, rank, stream);
 }
 
 void hypervolume(const double* points, const double* ref, const std::int32_t* order, const std::int32_t* rank,
                  std::int64_t fronts, std::int64_t n, int m, double* value, double* gradient, double* scratch,
                  cudaStream_t stream) {
-  check(fronts, n, m);
+  check(fronts, n);
+  if (m < 1 || m > 3) throw std::invalid_argument("morlfast: expected 1 to 3 objectives; local_bounds.hpp takes more");
   if (fronts == 0) return;
   const int threads = threads_for(n);
   const auto run = threads == 32 ? hypervolume_in<32> : threads == 128 ? hypervolume_in<128> : hypervolume_in<256>;

@@ -45,14 +45,14 @@ void run_case(int threads) {
   double* gradient_data = with_gradient ? gradient.data() : nullptr;
   if (threads == 0) {
     std::vector<double> scratch(fronts * hypervolume_scratch(n, m), NAN);
-    lexicographic_orders(points.data(), fronts, n, m, order.data(), rank.data(), nullptr);
+    lexicographic_orders(points.data(), fronts, n, m, hypervolume_orders(m), order.data(), rank.data(), nullptr);
     hypervolume(points.data(), ref.data(), order.data(), rank.data(), fronts, n, m, value.data(), gradient_data,
                 scratch.data(), nullptr);
   } else {
     const auto sort = threads == 32 ? lexicographic_orders_in<32> : lexicographic_orders_in<64>;
     const auto measure = threads == 32 ? hypervolume_in<32> : hypervolume_in<64>;
     std::vector<double> scratch(fronts * tiles_of(n, threads), NAN);
-    if (m > 1 && n > 0) sort(points.data(), fronts, n, m, order.data(), rank.data(), nullptr);
+    if (m > 1 && n > 0) sort(points.data(), fronts, n, m, hypervolume_orders(m), order.data(), rank.data(), nullptr);
     measure(points.data(), ref.data(), order.data(), rank.data(), fronts, n, m, value.data(), gradient_data,
             scratch.data(), nullptr);
   }
