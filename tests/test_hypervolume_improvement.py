@@ -304,12 +304,14 @@ def test_nan_among_candidates_raises_or_adds_nothing(m):
         assert all(str(i) in str(error.value) for i in (3, 6, 13))
     worst = improvement(c, f, 1.0, nan="worst")
     assert worst[3, 6, 13].item() == 0.0
-    assert torch.equal(worst, improvement(torch.where(c.isnan(), 2.0, c), f, 1.0))
+    beyond = improvement(torch.where(c.isnan(), 2.0, c), f, 1.0)
+    torch.testing.assert_close(worst, beyond, rtol=1e-13, atol=0)
     sets = c.reshape(5, 7, 2, 7, m)
     with pytest.raises(ValueError, match="candidates"):
         improvement(sets, f, 1.0, joint=True)
     together = improvement(sets, f, 1.0, joint=True, nan="worst")
-    assert torch.equal(together, improvement(torch.where(sets.isnan(), 2.0, sets), f, 1.0, joint=True))
+    beyond = improvement(torch.where(sets.isnan(), 2.0, sets), f, 1.0, joint=True)
+    torch.testing.assert_close(together, beyond, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("m", OBJECTIVES)
@@ -329,13 +331,35 @@ def test_a_row_that_does_not_count_neither_improves_nor_protects(row, m):
     assert got[1].item() == volume(torch.cat([front, candidates[:4]]), 1.0) - volume(front, 1.0)
 
 
-@given(infinite_grids(objectives=(1, 2, 3, 4)))
-def test_infinities_add_what_they_alone_dominate(case):
+@given(infinite_grids(objectives=(1, 2, 3, 4)), st.integers(0, 7))
+def test_infinities_add_what_they_alone_dominate(case, cut):
     points, ref = case
-    for i, candidate in enumerate(points):
-        front = torch.cat([points[:i], points[i + 1 :]])
-        expected = reference.hypervolume_contributions_by_cells([*front.tolist(), candidate.tolist()], ref)[-1]
-        assert improvement(candidate[None], front, ref).item() == expected
+    front, candidates = points[:cut], points[cut:]
+    expected = [
+        reference.hypervolume_contributions_by_cells([*front.tolist(), c], ref)[-1] for c in candidates.tolist()
+    ]
+    assert improvement(candidates, front, ref).tolist() == expected
+
+
+@given(infinite_grids(objectives=(1, 2, 3)), st.integers(0, 7))
+def test_infinities_add_together_what_the_front_does_not_dominate(case, cut):
+    points, ref = case
+    front, candidates = points[:cut], points[cut:]
+    # One after another, as infinite totals have no difference.
+    rows = points.tolist()
+    expected = sum(reference.hypervolume_contributions_by_cells(rows[: i + 1], ref)[-1] for i in range(cut, len(rows)))
+    assert improvement(candidates[None], front, ref, joint=True).tolist() == [expected]
+
+
+@pytest.mark.parametrize("m", [*OBJECTIVES, 8])
+@pytest.mark.parametrize("other", [0.0, -1e6, -1e300, -INF, 1.0, INF, NAN])
+def test_what_a_candidate_adds_depends_on_no_other_candidate(m, other):
+    front, candidates = fronts((), 8, m), fronts((), 6, m, seed=1)
+    expected = torch.cat([improvement(c[None], front, 0.9) for c in candidates])
+    crowd = torch.cat([torch.full((2, m), other, dtype=F64), candidates, torch.full((1, m), other, dtype=F64)])
+    got = improvement(crowd, front, 0.9, nan="worst")[2:-1]
+    torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+    assert torch.equal(got == 0, expected == 0)
 
 
 def test_the_shapes_of_candidates_are_checked():
@@ -494,9 +518,7 @@ SAMPLES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "sample"), [(name, i) for name, samples in SAMPLES.items() for i in range(len(samples))]
-)
+@pytest.mark.parametrize(("name", "sample"), [(name, i) for name in SAMPLES for i in range(len(SAMPLES[name]))])
 def test_opcheck(name, sample):
     torch.library.opcheck(getattr(torch.ops.morlfast, name).default, SAMPLES[name][sample])
 
