@@ -71,12 +71,13 @@ struct Arguments {
   const std::optional<Tensor>& lengths;
   bool maximize, nan_raises;
   int64_t max_memory;
+  const char* argument = "points";
 };
 
 /// Calls f(fronts) with the GIL released, where fronts are those of the arguments in their dtypes.
 template <class F>
 void with_fronts(const Arguments& arguments, F&& f) {
-  const auto& [points, ref_point, lengths, maximize, nan_raises, max_memory] = arguments;
+  const auto& [points, ref_point, lengths, maximize, nan_raises, max_memory, argument] = arguments;
   const RefPoints refs(ref_point, points);
   const int64_t* counted = checked_lengths(lengths, points);
   const NanPolicy nan = nan_raises ? NanPolicy::raise : NanPolicy::worst;
@@ -84,7 +85,7 @@ void with_fronts(const Arguments& arguments, F&& f) {
     using T = decltype(zero);
     const auto with_ref = [&](auto ref_view) {
       const Fronts<T, std::remove_const_t<std::remove_pointer_t<decltype(ref_view.data)>>> fronts{
-          points_view<T>(points), ref_view, counted, maximize, nan, max_memory};
+          points_view<T>(points), ref_view, counted, maximize, nan, max_memory, argument};
       const GilRelease release(points.numel());
       f(fronts);
     };
@@ -147,7 +148,7 @@ Result improvement(const Tensor& candidates, const Tensor& points, const Tensor&
                            points.shape() + ", got " + candidates.shape())
                               .c_str());
   Result values(points, candidates.leading(2), points.view.dtype);
-  with_fronts({points, ref_point, lengths, maximize, nan_raises, max_memory}, [&](const auto& fronts) {
+  with_fronts({points, ref_point, lengths, maximize, nan_raises, max_memory, "front"}, [&](const auto& fronts) {
     using T = decltype(element_of(fronts));
     const CandidatesView<T> sets{reinterpret_cast<const T*>(candidates.data()),
                                  {batch_dims, candidates.view.shape, candidates.view.strides},

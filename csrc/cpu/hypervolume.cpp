@@ -1,6 +1,7 @@
 #include "morlfast/hypervolume.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -173,6 +174,18 @@ class Measure {
     return static_cast<T>(volume);
   }
 
+  /// Minus the gradient where slopes of both signs gave NaN: sums of positive terms, one sweep for each objective.
+  void add_areas(const Part& part, int64_t max_memory, int m, double* slopes) {
+    const Workspace<BoundsBuffers> buffers(true);
+    std::vector<double> areas(front.length);
+    for (int c = 0; c < m; ++c) {
+      ranked.load(front.rows.data(), front.length, m, front.ref, true, c);
+      std::fill(areas.begin(), areas.end(), 0);
+      dominated_areas(ranked, Region::part(ranked, part.part, part.parts), {max_memory}, *buffers, areas.data());
+      for (int64_t i = 0; i < front.length; ++i) slopes[i * m + c] = -areas[i];
+    }
+  }
+
   MeasuredFront front;
   RankedFront ranked;
   std::vector<double> slopes;
@@ -180,6 +193,12 @@ class Measure {
  private:
   Sweep sweep_;
 };
+
+bool any_nan(const std::vector<double>& values) {
+  bool nan = false;
+  for (const double value : values) nan |= std::isnan(value);
+  return nan;
+}
 
 // Below this many points a parallel region costs more than the work.
 constexpr int64_t kParallelPoints = 8192;
@@ -213,19 +232,19 @@ void hypervolume_in_regions(const Fronts<T, R>& fronts, const Part& part, int64_
     parallel_for(count, true, [&](int64_t r) {
       const Workspace<BoundsBuffers> buffers(true);
       const Region region = Region::part(measure.ranked, part.part * count + r, part.parts * count);
-      if (gradient) slopes[r].assign(n * m, 0);
+      if (gradient) slopes[r].assign(measure.front.length * m, 0);
       volumes[r] = dominated_volume(measure.ranked, region, {fronts.max_memory}, *buffers,
                                     gradient ? slopes[r].data() : nullptr);
     });
     double volume = 0;
     for (const double of_region : volumes) volume += of_region;
     value[b] = static_cast<T>(volume);
+    if (!gradient) continue;
+    for (int64_t r = 1; r < count; ++r)
+      for (size_t i = 0; i < slopes[0].size(); ++i) slopes[0][i] += slopes[r][i];
+    if (any_nan(slopes[0])) measure.add_areas(part, fronts.max_memory, static_cast<int>(m), slopes[0].data());
     const double sign = fronts.maximize ? -1.0 : 1.0;
-    for (int64_t i = 0; gradient && i < n * m; ++i) {
-      double slope = 0;
-      for (const auto& of_region : slopes) slope += of_region[i];
-      gradient[b * n * m + i] = static_cast<T>(sign * slope + 0.0);
-    }
+    for (size_t i = 0; i < slopes[0].size(); ++i) gradient[b * n * m + i] = static_cast<T>(sign * slopes[0][i] + 0.0);
   }
 }
 
@@ -266,6 +285,7 @@ void hypervolume(const Fronts<T, R>& fronts, const Part& part, T* value, T* grad
     }
     measure->slopes.assign(front.length * m, 0);
     value[b] = static_cast<T>(dominated_volume(ranked, region, {fronts.max_memory}, *buffers, measure->slopes.data()));
+    if (any_nan(measure->slopes)) measure->add_areas(part, fronts.max_memory, static_cast<int>(m), measure->slopes.data());
     for (int64_t i = 0; i < front.length * m; ++i)
       front_gradient[i] = static_cast<T>(-sign * measure->slopes[i] + 0.0);
   });

@@ -105,28 +105,29 @@ class ContributionSweep {
     free_ = slot;
   }
 
-  /// Adds what the box has become since it was made, right of `left`.
-  void settle(int owner, int32_t slot, int left, double depth) {
+  /// Adds what the box has become since it was made, from `left` to `right`.
+  void settle(int owner, int32_t slot, int left, int right, double depth) {
     const double* along_x = front_->coordinates(0);
     const double* along_y = front_->coordinates(1);
     contributions_[front_->row(owner)] +=
-        box(along_x[end_of(owner, slot)] - along_x[left], along_y[boxes_[slot].top] - along_y[y(owner)],
-            depth - boxes_[slot].born);
+        box(along_x[right] - along_x[left], along_y[boxes_[slot].top] - along_y[y(owner)], depth - boxes_[slot].born);
   }
 
   void close(int owner, double depth) {
     while (first_[owner] != kNone) {
-      settle(owner, first_[owner], boxes_[first_[owner]].left, depth);
+      settle(owner, first_[owner], boxes_[first_[owner]].left, end_of(owner, first_[owner]), depth);
       remove(owner, first_[owner]);
     }
   }
 
   /// `owner` loses what lies right of rank `x`.
   void cut_right(int owner, int x, double depth) {
+    int right = right_of(owner);
     while (last_[owner] != kNone) {
       const int32_t slot = last_[owner];
-      settle(owner, slot, std::max(x, boxes_[slot].left), depth);
+      settle(owner, slot, std::max(x, boxes_[slot].left), right, depth);
       if (boxes_[slot].left < x) return;  // ends at x from now on
+      right = boxes_[slot].left;
       remove(owner, slot);
     }
   }
@@ -135,7 +136,7 @@ class ContributionSweep {
   void cut_top(int owner, int32_t before, int left, int y, double depth) {
     for (int32_t slot; (slot = before == kNone ? first_[owner] : boxes_[before].behind) != kNone;) {
       if (boxes_[slot].top <= y) break;
-      settle(owner, slot, boxes_[slot].left, depth);
+      settle(owner, slot, boxes_[slot].left, end_of(owner, slot), depth);
       remove(owner, slot);
     }
     insert(owner, before, left, y, depth);
@@ -174,7 +175,7 @@ class ContributionSweep {
     int32_t slot = first_[owner];
     while (end_of(owner, slot) < x(t)) slot = boxes_[slot].behind;
     if (boxes_[slot].top <= y(t)) return;
-    settle(owner, slot, x(t), depth);
+    settle(owner, slot, x(t), end_of(owner, slot), depth);
     cut_top(owner, slot, x(t), y(t), depth);
   }
 
@@ -314,7 +315,8 @@ void hypervolume_improvement(const CandidatesView<T>& candidates, const Fronts<T
     const int64_t given = fronts.points.m, m = std::max<int64_t>(given, 2);
     std::vector<double>& corners = scratch->candidates;
     corners.assign(sets * size * m, 0);
-    bool finite = true;
+    // 0 * inf in the boxes beyond a candidate at minus infinity: measured on its own.
+    std::vector<char> alone(sets, size != 1 || sets < kManyCandidates);
     const T* first = sets * size > 0 ? candidates.data + candidates.layout.offset(b) : nullptr;
     for (int64_t s = 0; s < sets; ++s)
       for (int64_t i = 0; i < size; ++i) {
@@ -323,7 +325,7 @@ void hypervolume_improvement(const CandidatesView<T>& candidates, const Fronts<T
                   fronts.maximize, corner);
         if (fronts.nan == NanPolicy::raise && first_nan_row(corner, 1, given) >= 0)
           throw_nan(candidates.layout, b, s * size + i, "candidates");
-        for (int64_t k = 0; k < given; ++k) finite &= corner[k] > -kInfinity;
+        for (int64_t k = 0; k < given; ++k) alone[s] |= corner[k] == -kInfinity;
       }
     if (given < m) pad_objectives(front, given, m);
     RankedFront& ranked = scratch->ranked;
@@ -331,26 +333,27 @@ void hypervolume_improvement(const CandidatesView<T>& candidates, const Fronts<T
     std::vector<double>& volumes = scratch->volumes;
     volumes.assign(sets, 0);
     const MemoryLimit limit{fronts.max_memory};
-    if (size == 1 && sets >= kManyCandidates && finite && ranked.finite()) {
+    if (!ranked.finite()) std::fill(alone.begin(), alone.end(), 1);
+    if (std::find(alone.begin(), alone.end(), 0) != alone.end()) {
       const Workspace<BoundsBuffers> buffers(true);
       Improvements sink(corners.data(), sets, m, volumes.data());
       stream_boxes(ranked, false, limit, *buffers, sink);
-    } else {
-      parallel_for(sets, sets * n >= 256, [&](int64_t s) {
-        const Workspace<BoundsBuffers> buffers(true);
-        const double* members = &corners[s * size * m];
-        if (size > 0) volumes[s] = exclusive_volume(ranked, nullptr, -1, members, limit, *buffers);
-        if (size < 2) return;
-        // Each member beyond the front and the members before it.
-        std::vector<double> rows = front.rows;
-        RankedFront extended;
-        for (int64_t i = 1; i < size; ++i) {
-          rows.insert(rows.end(), members + (i - 1) * m, members + i * m);
-          extended.load(rows.data(), front.length + i, static_cast<int>(m), front.ref, true);
-          volumes[s] += exclusive_volume(extended, nullptr, -1, members + i * m, limit, *buffers);
-        }
-      });
     }
+    parallel_for(sets, sets * n >= 256, [&](int64_t s) {
+      if (!alone[s] || size == 0) return;
+      const Workspace<BoundsBuffers> buffers(true);
+      const double* members = &corners[s * size * m];
+      volumes[s] = exclusive_volume(ranked, nullptr, -1, members, limit, *buffers);
+      if (size == 1) return;
+      // Each member beyond the front and the members before it.
+      std::vector<double> rows = front.rows;
+      RankedFront extended;
+      for (int64_t i = 1; i < size; ++i) {
+        rows.insert(rows.end(), members + (i - 1) * m, members + i * m);
+        extended.load(rows.data(), front.length + i, static_cast<int>(m), front.ref, true);
+        volumes[s] += exclusive_volume(extended, nullptr, -1, members + i * m, limit, *buffers);
+      }
+    });
     for (int64_t s = 0; s < sets; ++s) out[s] = static_cast<T>(volumes[s]);
   });
 }

@@ -22,8 +22,9 @@ constexpr int64_t kFewPoints = 8;
 
 }  // namespace
 
-void RankedFront::load(const double* rows, int64_t n, int m, const double* ref, bool prefilter) {
+void RankedFront::load(const double* rows, int64_t n, int m, const double* ref, bool prefilter, int axis) {
   m_ = m;
+  axis_ = axis < 0 ? m - 1 : axis;
   finite_ = true;
   points_.clear();
   source_.clear();
@@ -69,13 +70,14 @@ void RankedFront::load(const double* rows, int64_t n, int m, const double* ref, 
   rank_.resize(static_cast<size_t>(size) * (m - 1));
   coordinate_.resize(static_cast<size_t>(size + 2) * m);
   for (int k = m - 1; k >= 0; --k) {
-    sort_along(k, order_);
+    const int objective = k == m - 1 ? axis_ : k < axis_ ? k : k + 1;
+    sort_along(objective, order_);
     double* coordinate = &coordinate_[static_cast<size_t>(k) * (size + 2)];
     coordinate[0] = -std::numeric_limits<double>::infinity();
-    coordinate[size + 1] = ref[k];
+    coordinate[size + 1] = ref[objective];
     for (int r = 0; r < size; ++r) {
       const int32_t i = order_[r];
-      coordinate[r + 1] = points_[static_cast<size_t>(i) * m + k];
+      coordinate[r + 1] = points_[static_cast<size_t>(i) * m + objective];
       if (k == m - 1) {
         row_[r] = source_[i];
         position_[i] = r;
@@ -501,6 +503,35 @@ class GradientMode {
   double area_ = 0;
 };
 
+/// Volume and the exclusive measure of each point along the swept objective, with guarded products.
+class AreaMode {
+ public:
+  static constexpr bool kComplement = false, kUnrolled = false;
+
+  AreaMode(const RankedFront& front, double* areas) : front_(front), coordinates_(front), areas_(areas) {}
+
+  template <int kAxes, class Lane>
+  void box(const Lane* low, const Lane* high, double, double) {
+    double measure = 1;
+    for (int k = 0; k < coordinates_.axes; ++k)
+      measure = guarded(measure, coordinates_.along[k][high[k]] - coordinates_.along[k][low[k]]);
+    area_ += measure;
+  }
+  void step(int t) {
+    volume_.add(guarded(area_, front_.ref(coordinates_.axes) - front_.depth(t)));
+    if (areas_) areas_[front_.row(t)] += area_;
+    area_ = 0;
+  }
+  double value() const { return volume_.value(); }
+
+ private:
+  const RankedFront& front_;
+  Coordinates coordinates_;
+  double* areas_;
+  Sum volume_;
+  double area_ = 0;
+};
+
 /// Sum of the boxes of the non-dominated region beyond a corner.
 class ExclusiveMode {
  public:
@@ -641,7 +672,8 @@ double dominated_volume(const RankedFront& front, const Region& region, MemoryLi
     if (!front.finite()) return std::numeric_limits<double>::infinity();
     VolumeMode mode(front);
     sweep_within_limit(task, mode);
-    return mode.value();
+    // 0 * inf where the product of sides overflows
+    return std::isnan(mode.value()) ? dominated_areas(front, region, limit, buffers, nullptr) : mode.value();
   }
   const int m = front.objectives();
   const size_t ranks = front.size() + 2;
@@ -656,6 +688,15 @@ double dominated_volume(const RankedFront& front, const Region& region, MemoryLi
     for (int k = 0; k < m - 1; ++k) row[k] += slopes[k * ranks + front.ranks(t)[k]];
     row[m - 1] += slopes[(m - 1) * ranks + t + 1];
   }
+  return mode.value();
+}
+
+double dominated_areas(const RankedFront& front, const Region& region, MemoryLimit limit, BoundsBuffers& buffers,
+                       double* areas) {
+  if (front.size() == 0 || region.empty()) return 0;
+  Task task{.front = front, .region = region, .limit = limit, .buffers = buffers};
+  AreaMode mode(front, areas);
+  sweep_within_limit(task, mode);
   return mode.value();
 }
 

@@ -13,12 +13,14 @@ namespace morlfast {
 ///
 /// Along objective k the points are ordered by (objective k, the other objectives in index order, row): ranks
 /// 1..size() are all different, 0 is below every point and size() + 1 is the reference point. Working on such ranks
-/// breaks every tie one way, and what a point dominates comes after it in every order.
+/// breaks every tie one way, and what a point dominates comes after it in every order. The sweep goes along one of the
+/// objectives; as far as this class is read, that is the last one and the others come before it in their order.
 class RankedFront {
  public:
-  /// Takes those of `n` rows (n, m) that are strictly better than `ref` in every objective.
-  /// `prefilter`: also leaves out what the point of the largest own volume dominates; no volume changes.
-  void load(const double* rows, int64_t n, int m, const double* ref, bool prefilter);
+  /// Takes those of `n` rows (n, m) that are strictly better than `ref` in every objective, to be swept along objective
+  /// `axis` (-1: the last). `prefilter`: also leaves out what the point of the largest own volume dominates; no volume
+  /// changes.
+  void load(const double* rows, int64_t n, int m, const double* ref, bool prefilter, int axis = -1);
 
   int size() const { return static_cast<int>(row_.size()); }
   int objectives() const { return m_; }
@@ -40,6 +42,7 @@ class RankedFront {
   void sort_along(int k, std::vector<int32_t>& order);
 
   int m_ = 0;
+  int axis_ = 0;
   bool finite_ = true;
   std::vector<double> points_;  // (size, m)
   std::vector<int32_t> source_;
@@ -80,9 +83,15 @@ struct MemoryLimit {
 };
 
 /// Volume that the front dominates inside the region. `gradient`, where not null, is (input rows, m), and is added to:
-/// the derivatives of the volume, exact for ranks broken as above.
+/// the derivatives of the volume, exact for ranks broken as above. Slopes of both signs meet in it, so where a volume is
+/// infinite or overflows it can be NaN.
 double dominated_volume(const RankedFront& front, const Region& region, MemoryLimit limit, BoundsBuffers& buffers,
                         double* gradient);
+
+/// The same volume by guarded products, so never NaN. `areas` (input rows) is added to: minus the derivatives along the
+/// swept objective, as sums of positive terms.
+double dominated_areas(const RankedFront& front, const Region& region, MemoryLimit limit, BoundsBuffers& buffers,
+                       double* areas);
 
 /// Measure of what `corner` dominates within the reference point and the points of `front` do not, as a sum of boxes:
 /// nothing is subtracted. Of the front only the sweep positions `others` (ascending; nullptr: all) but `skip` (-1: none)

@@ -15,6 +15,8 @@ NanPolicy = Literal["raise", "worst"]
 
 def as_tensor(values: Any, name: str, **options: Any) -> Tensor:
     """`torch.as_tensor`, with an error that names the argument."""
+    if any(stride < 0 for stride in getattr(values, "strides", ())):  # which torch has not
+        values = values.copy()
     try:
         return torch.as_tensor(values, **options)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -93,6 +93,8 @@ def hypervolume(
     fronts = _as_fronts(points, ref_point, maximize, lengths, mask, nan)
     max_memory = _as_max_memory(max_memory)
     if progress is not None:
+        if not callable(progress):
+            raise TypeError(f"progress: expected a function of (done, total), got {progress!r}")
         return _in_pieces(fronts, max_memory, progress)
     return _value(fronts, max_memory)
 

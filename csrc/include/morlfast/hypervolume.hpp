@@ -30,6 +30,8 @@ struct Fronts {
   NanPolicy nan = NanPolicy::raise;
   /// From four objectives on: a front that would need more is cut into regions, one after the other.
   int64_t max_memory = kDefaultMaxMemory;
+  /// What error messages call the points.
+  const char* argument = "points";
 };
 
 /// Part `part` of `parts` into which a front's space is cut; the parts' results sum to the whole.
