@@ -42,6 +42,9 @@ def hypervolume(ref_point: Any, points: Any) -> float:
 def install() -> ExitStack:
     """Let MORL-Baselines compute its hypervolumes here.
 
+    That pays from five objectives or several hundred points on. One small front of fewer objectives costs what it cost
+    before, most of it making an array of a list.
+
     Replaces the function in `performance_indicators`, for imports to come, and in the modules that have imported it
     (PGMORL, PQL, PCN, LCN, linear support, `log_all_multi_policy_metrics`). IPRO takes pymoo's class instead, which is
     replaced if IPRO has been imported; so import the algorithms first.
