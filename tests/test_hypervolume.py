@@ -89,6 +89,17 @@ def test_many_objectives_equal_the_reference_exactly(m):
         assert hv(points, ref, maximize).item() == expected
 
 
+@pytest.mark.parametrize("m", [31, 32, 33, 63, 64])
+def test_up_to_64_objectives_match_the_reference(m):
+    points = torch.from_numpy(np.random.default_rng(m).integers(0, 3, (2, m)).astype(float))
+    expected_points, expected_ref = reference.hypervolume_gradient(points.tolist(), [3] * m)
+    expected = reference.hypervolume(points.tolist(), [3] * m)
+    assert hv(points, 3.0).item() == pytest.approx(float(expected), rel=1e-13)
+    grad_points, grad_ref = gradients(points, torch.full((m,), 3.0, dtype=F64))
+    torch.testing.assert_close(grad_points, torch.tensor(expected_points, dtype=F64), rtol=1e-13, atol=0)
+    torch.testing.assert_close(grad_ref, torch.tensor(expected_ref, dtype=F64), rtol=1e-13, atol=0)
+
+
 @given(st.sampled_from(OBJECTIVES), st.integers(0, 8), st.randoms(use_true_random=False))
 def test_real_fronts_match_exact_arithmetic(m, n, random):
     points = [[random.random() for _ in range(m)] for _ in range(n)]
@@ -1514,7 +1525,7 @@ def test_the_family_names_the_points(name):
     for shape in ((), (4,)):
         with pytest.raises(ValueError, match=named(name)):
             results(name, torch.zeros(shape, dtype=F64), 1.0)
-    for shape in ((3, 0), (2, 3, 0)):
+    for shape in ((3, 0), (2, 3, 0), (3, 65)):
         with pytest.raises(ValueError, match=f"{named(name)}|candidates"):
             results(name, torch.zeros(shape, dtype=F64), 1.0)
 

@@ -235,6 +235,9 @@ def test_the_reference_point_broadcasts_with_the_fronts(m):
     got = improvement(c, f, ref)
     for i in range(4):
         assert torch.equal(got[i], improvement(c[i], f[i], ref[i]))
+    shared = improvement(c, f[0], ref)
+    for i in range(4):
+        assert torch.equal(shared[i], improvement(c[i], f[0], ref[i]))
 
 
 @pytest.mark.parametrize("m", [*OBJECTIVES, 8])
