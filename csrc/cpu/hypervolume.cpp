@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "lexicographic_order.hpp"
 #include "local_bounds.hpp"
 #include "measured_front.hpp"
 #include "parallel.hpp"
@@ -13,19 +14,6 @@
 
 namespace morlfast {
 namespace {
-
-/// A point as a sweep along one objective meets it; `a`, `b` are its other objectives (0 where there are fewer).
-struct Event {
-  double depth, a, b;
-  int32_t row;
-
-  bool operator<(const Event& other) const {
-    if (depth != other.depth) return depth < other.depth;
-    if (a != other.a) return a < other.a;
-    if (b != other.b) return b < other.b;
-    return row < other.row;
-  }
-};
 
 // Widths and heights may be infinite; an empty side must not turn them into NaN.
 double area(double width, double height) { return width > 0 && height > 0 ? width * height : 0; }
@@ -66,28 +54,24 @@ class Sweep {
   template <class Visit>
   double along(int c, const Visit& visit) {
     const int a = c == 0 ? 1 : 0, b = c == 2 ? 1 : 2;
-    const size_t n = rows_.size();
-    events_.resize(n);
-    for (size_t i = 0; i < n; ++i) {
-      const double* z = &points_[i * m_];
-      events_[i] = {z[c], m_ > 1 ? z[a] : 0, m_ > 2 ? z[b] : 0, rows_[i]};
-    }
-    std::sort(events_.begin(), events_.end());
-    if (m_ == 3) reset_staircase(ref_[a], ref_[b]);
+    sorting_.sort(points_.data(), static_cast<int64_t>(rows_.size()), m_, c, order_);
+    if (m_ == 3) reset_staircase(a, b);
     double volume = 0, best_a = m_ == 2 ? ref_[a] : 0;
-    for (size_t e = 0; e < n; ++e) {
-      const Event& event = events_[e];
+    bool first = true;
+    for (const int32_t i : order_) {
+      const double* z = &points_[static_cast<size_t>(i) * m_];
       double measure;
       if (m_ == 1) {
-        measure = e == 0 ? 1 : 0;
+        measure = first ? 1 : 0;
+        first = false;
       } else if (m_ == 2) {
-        measure = event.a < best_a ? best_a - event.a : 0;
-        best_a = std::min(best_a, event.a);
+        measure = z[a] < best_a ? best_a - z[a] : 0;
+        best_a = std::min(best_a, z[a]);
       } else {
-        measure = add_to_staircase(static_cast<int32_t>(e));
+        measure = add_to_staircase(i, z[a], z[b]);
       }
-      if (measure > 0) volume += (ref_[c] - event.depth) * measure;
-      visit(event.row, measure);
+      if (measure > 0) volume += (ref_[c] - z[c]) * measure;
+      visit(rows_[i], measure);
     }
     return volume;
   }
@@ -111,36 +95,37 @@ class Sweep {
   }
 
   /// The staircase: the non-dominated (a, b) seen so far, a ascending and b descending, as ranks in a.
-  void reset_staircase(double ref_a, double ref_b) {
-    stair_ref_a_ = ref_a;
-    stair_ref_b_ = ref_b;
-    const size_t n = events_.size();
-    by_a_.resize(n);
-    for (size_t e = 0; e < n; ++e) by_a_[e] = {events_[e].a, static_cast<int32_t>(e)};
-    std::sort(by_a_.begin(), by_a_.end());
+  void reset_staircase(int a, int b) {
+    stair_ref_a_ = ref_[a];
+    stair_ref_b_ = ref_[b];
+    const size_t n = rows_.size();
+    sorting_.sort(points_.data(), static_cast<int64_t>(n), m_, a, by_a_);
     rank_.resize(n);
-    for (size_t r = 0; r < n; ++r) rank_[by_a_[r].second] = static_cast<int32_t>(r);
+    stair_a_.resize(n);
+    for (size_t r = 0; r < n; ++r) {
+      rank_[by_a_[r]] = static_cast<int32_t>(r);
+      stair_a_[r] = points_[static_cast<size_t>(by_a_[r]) * m_ + a];
+    }
     stair_b_.resize(n);
     stairs_.reset(static_cast<int64_t>(n));
   }
 
-  /// Area that event e covers beyond the staircase; e joins it and those that e dominates leave.
-  double add_to_staircase(int32_t e) {
-    const double a = events_[e].a, b = events_[e].b;
-    const int64_t rank = rank_[e];
+  /// Area that point i = (a, b) covers beyond the staircase; it joins it and those that it dominates leave.
+  double add_to_staircase(int32_t i, double a, double b) {
+    const int64_t rank = rank_[i];
     const int64_t before = stairs_.below(rank);
     double height_top = before < 0 ? stair_ref_b_ : stair_b_[before];
     if (!(b < height_top)) return 0;
     double covered = 0, left = a;
     int64_t next = stairs_.above(rank);
     while (next >= 0 && stair_b_[next] >= b) {
-      covered += area(by_a_[next].first - left, height_top - b);
-      left = by_a_[next].first;
+      covered += area(stair_a_[next] - left, height_top - b);
+      left = stair_a_[next];
       height_top = stair_b_[next];
       stairs_.erase(next);
       next = stairs_.above(next);
     }
-    covered += area((next < 0 ? stair_ref_a_ : by_a_[next].first) - left, height_top - b);
+    covered += area((next < 0 ? stair_ref_a_ : stair_a_[next]) - left, height_top - b);
     stairs_.insert(rank);
     stair_b_[rank] = b;
     return covered;
@@ -149,12 +134,10 @@ class Sweep {
   int m_ = 0;
   double ref_[3] = {};
   std::vector<double> points_;
-  std::vector<int32_t> rows_;
-  std::vector<Event> events_;
-  std::vector<std::pair<double, int32_t>> by_a_;
-  std::vector<int32_t> rank_;
+  std::vector<int32_t> rows_, order_, by_a_, rank_;
+  LexicographicOrder sorting_;
   RankSet stairs_;
-  std::vector<double> stair_b_;
+  std::vector<double> stair_a_, stair_b_;
   double stair_ref_a_ = 0, stair_ref_b_ = 0;
 };
 

@@ -8,6 +8,7 @@
 #include "local_bounds.hpp"
 #include "measured_front.hpp"
 #include "morlfast/hypervolume.hpp"
+#include "morlfast/pareto.hpp"
 #include "parallel.hpp"
 #include "rank_set.hpp"
 #include "simd.hpp"
@@ -189,41 +190,98 @@ class ContributionSweep {
   int32_t free_ = kNone;
 };
 
-/// Drops points that another one dominates; copies of a point stay.
-void drop_dominated(MeasuredFront& front, int64_t m, std::vector<int32_t>& kept) {
-  kept.clear();
-  for (int64_t i = 0; i < front.length; ++i) {
-    const double* z = &front.rows[i * m];
-    bool dominated = false;
-    for (int64_t j = 0; j < front.length && !dominated; ++j) {
-      const double* other = &front.rows[j * m];
-      bool no_worse = true, differs = false;
-      for (int64_t k = 0; k < m; ++k) {
-        no_worse &= other[k] <= z[k];
-        differs |= other[k] != z[k];
-      }
-      dominated = no_worse && differs;
+/// The counting points that can matter to a contribution, and which of them have one.
+///
+/// What two points dominate is in neither's contribution: only points of rank 0 contribute, and only those and the ones
+/// of rank 1 (which a single point may dominate) bound what they contribute.
+class Contributors {
+ public:
+  void load(const MeasuredFront& front, int64_t m, bool ignore_dominated) {
+    rows_.clear();
+    source_.clear();
+    for (int64_t i = 0; i < front.length; ++i) {
+      const double* z = &front.rows[i * m];
+      bool counts = true;
+      for (int64_t k = 0; k < m; ++k) counts &= z[k] < front.ref[k];
+      if (!counts) continue;
+      rows_.insert(rows_.end(), z, z + m);
+      source_.push_back(static_cast<int32_t>(i));
     }
-    if (!dominated) kept.push_back(static_cast<int32_t>(i));
+    const int64_t counting = static_cast<int64_t>(source_.size());
+    ranks_.resize(counting);
+    non_dominated_sort(PointsView<double>{rows_.data(), {}, 1, counting, m, m, 1}, false, NanPolicy::worst,
+                       ranks_.data());
+    size_t kept = 0;
+    for (int64_t i = 0; i < counting; ++i) {
+      if (ranks_[i] > (ignore_dominated ? 0 : 1)) continue;
+      std::copy_n(&rows_[i * m], m, &rows_[kept * m]);
+      ranks_[kept] = ranks_[i];
+      source_[kept++] = source_[i];
+    }
+    source_.resize(kept);
   }
-  for (size_t i = 0; i < kept.size(); ++i) std::copy_n(&front.rows[kept[i] * m], m, &front.rows[i * m]);
-  front.length = static_cast<int64_t>(kept.size());
-  front.rows.resize(front.length * m);
-}
+
+  const double* rows() const { return rows_.data(); }
+  int64_t size() const { return static_cast<int64_t>(source_.size()); }
+  /// Row of the front; -1 for a point that only bounds others.
+  int32_t contributing_row(int32_t i) const { return ranks_[i] == 0 ? source_[i] : -1; }
+
+ private:
+  std::vector<double> rows_;
+  std::vector<int32_t> source_, ranks_;
+};
+
+/// Contributions of two objectives: between two steps of the first, the lowest point so far alone dominates what lies
+/// between it and the second lowest.
+class TwoObjectives {
+ public:
+  /// `contributions` by row, zero before.
+  void run(const MeasuredFront& front, bool ignore_dominated, double* contributions) {
+    points_.clear();
+    rows_.clear();
+    for (int64_t i = 0; i < front.length; ++i) {
+      const double* z = &front.rows[i * 2];
+      if (!(z[0] < front.ref[0] && z[1] < front.ref[1])) continue;
+      points_.insert(points_.end(), z, z + 2);
+      rows_.push_back(static_cast<int32_t>(i));
+    }
+    sorting_.sort(points_.data(), static_cast<int64_t>(rows_.size()), 2, 0, order_);
+    int32_t owner = -1;  // of the lowest point so far
+    double low = front.ref[1], second = low, reached = 0;
+    const auto advance = [&](double x) {
+      if (owner >= 0) contributions[rows_[owner]] += box(x - reached, second - low, 1);
+      reached = x;
+    };
+    for (const int32_t i : order_) {
+      const double x = points_[i * size_t{2}], y = points_[i * size_t{2} + 1];
+      const bool dominated = owner >= 0 && y >= low;
+      if (dominated && ignore_dominated && !(y == low && x == points_[owner * size_t{2}])) continue;
+      advance(x);
+      if (dominated) {
+        second = std::min(second, y);
+        continue;
+      }
+      second = low;
+      low = y;
+      owner = i;
+    }
+    advance(front.ref[0]);
+  }
+
+ private:
+  std::vector<double> points_;
+  std::vector<int32_t> rows_, order_;
+  LexicographicOrder sorting_;
+};
 
 struct Scratch {
   MeasuredFront front;
   RankedFront ranked;
   ContributionSweep sweep;
+  TwoObjectives two;
+  Contributors contributors;
   std::vector<double> values;
-  std::vector<int32_t> rows;
 };
-
-void corner_of(const RankedFront& front, int t, double* corner) {
-  const int axes = front.objectives() - 1;
-  for (int k = 0; k < axes; ++k) corner[k] = front.coordinates(k)[front.ranks(t)[k]];
-  corner[axes] = front.depth(t);
-}
 
 }  // namespace
 
@@ -243,23 +301,28 @@ void hypervolume_contributions(const Fronts<T, R>& fronts, bool ignore_dominated
     }
     RankedFront& ranked = scratch->ranked;
     if (m <= 3) {
-      if (m < 3) pad_objectives(front, m, 3);
-      ranked.load(front.rows.data(), front.length, 3, front.ref, false);
       scratch->values.assign(front.length, 0);
-      scratch->sweep.run(ranked, ignore_dominated, scratch->values.data());
+      if (m == 3) {
+        ranked.load(front.rows.data(), front.length, 3, front.ref, false);
+        scratch->sweep.run(ranked, ignore_dominated, scratch->values.data());
+      } else {
+        if (m == 1) pad_objectives(front, 1, 2);
+        scratch->two.run(front, ignore_dominated, scratch->values.data());
+      }
       for (int64_t i = 0; i < front.length; ++i) out[i] = static_cast<T>(scratch->values[i]);
       return;
     }
-    std::vector<int32_t>& rows = scratch->rows;
-    if (ignore_dominated) drop_dominated(front, m, rows);
-    ranked.load(front.rows.data(), front.length, static_cast<int>(m), front.ref, false);
+    Contributors& contributors = scratch->contributors;
+    contributors.load(front, m, ignore_dominated);
+    ranked.load(contributors.rows(), contributors.size(), static_cast<int>(m), front.ref, false);
     parallel_for(ranked.size(), ranked.size() >= 32, [&](int64_t t) {
+      const int position = static_cast<int>(t);
+      const int32_t row = contributors.contributing_row(ranked.row(position));
+      if (row < 0) return;
       const Workspace<BoundsBuffers> buffers(true);
       double corner[kMaxHypervolumeObjectives];
-      corner_of(ranked, static_cast<int>(t), corner);
-      const int32_t row = ranked.row(static_cast<int>(t));
-      out[ignore_dominated ? rows[row] : row] = static_cast<T>(
-          exclusive_volume(ranked, nullptr, static_cast<int>(t), corner, {fronts.max_memory}, *buffers));
+      ranked.copy_point(position, corner);
+      out[row] = static_cast<T>(exclusive_volume(ranked, nullptr, position, corner, {fronts.max_memory}, *buffers));
     });
   });
 }
@@ -388,7 +451,7 @@ void hypervolume_subset(const Fronts<T, R>& fronts, int64_t k, int64_t* picks) {
     std::vector<char> taken(front.length, 0);
     double corner[kMaxHypervolumeObjectives];
     const auto gain_of = [&](int t) {
-      corner_of(ranked, t, corner);
+      ranked.copy_point(t, corner);
       return Gain{exclusive_volume(ranked, &chosen, -1, corner, {fronts.max_memory}, *buffers), ranked.row(t), t,
                   static_cast<int64_t>(chosen.size())};
     };

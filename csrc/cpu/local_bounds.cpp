@@ -14,9 +14,6 @@ namespace morlfast {
 
 namespace {
 
-// Up to here counting how many values are smaller ranks faster than sorting.
-constexpr int64_t kCountedRanks = 512;
-
 // Before this many points the filter costs more than the points that it spares.
 constexpr int64_t kFewPoints = 8;
 
@@ -69,55 +66,26 @@ void RankedFront::load(const double* rows, int64_t n, int m, const double* ref, 
   position_.resize(size);
   rank_.resize(static_cast<size_t>(size) * (m - 1));
   coordinate_.resize(static_cast<size_t>(size + 2) * m);
+  column_.resize(static_cast<size_t>(size) * m);
   for (int k = m - 1; k >= 0; --k) {
     const int objective = k == m - 1 ? axis_ : k < axis_ ? k : k + 1;
-    sort_along(objective, order_);
+    sorting_.sort(points_.data(), size, m, objective, order_);
     double* coordinate = &coordinate_[static_cast<size_t>(k) * (size + 2)];
     coordinate[0] = -std::numeric_limits<double>::infinity();
     coordinate[size + 1] = ref[objective];
     for (int r = 0; r < size; ++r) {
       const int32_t i = order_[r];
-      coordinate[r + 1] = points_[static_cast<size_t>(i) * m + objective];
+      const double z = points_[static_cast<size_t>(i) * m + objective];
+      coordinate[r + 1] = z;
       if (k == m - 1) {
         row_[r] = source_[i];
         position_[i] = r;
       } else {
         rank_[static_cast<size_t>(position_[i]) * (m - 1) + k] = r + 1;
       }
+      column_[static_cast<size_t>(k) * size + position_[i]] = z;
     }
   }
-}
-
-void RankedFront::sort_along(int k, std::vector<int32_t>& order) {
-  const int64_t n = static_cast<int64_t>(source_.size());
-  order.resize(n);
-  if (n <= kCountedRanks) {
-    column_.resize(n);
-    for (int64_t i = 0; i < n; ++i) column_[i] = points_[i * m_ + k];
-    std::fill(order.begin(), order.end(), -1);
-    bool tied = false;
-    for (int64_t i = 0; i < n && !tied; ++i) {
-      int32_t& place = order[simd().count_below(column_.data(), n, column_[i])];
-      tied = place >= 0;
-      place = static_cast<int32_t>(i);
-    }
-    if (!tied) return;
-  }
-  keys_.resize(n);
-  for (int64_t i = 0; i < n; ++i) keys_[i] = {points_[i * m_ + k], static_cast<int32_t>(i)};
-  std::sort(keys_.begin(), keys_.end());
-  for (int64_t first = 0, last = 0; first < n; first = last) {
-    while (last < n && keys_[last].first == keys_[first].first) ++last;
-    if (last - first > 1)
-      std::sort(keys_.begin() + first, keys_.begin() + last, [&](const auto& a, const auto& b) {
-        const double* p = &points_[static_cast<size_t>(a.second) * m_];
-        const double* q = &points_[static_cast<size_t>(b.second) * m_];
-        for (int j = 0; j < m_; ++j)
-          if (p[j] != q[j]) return p[j] < q[j];
-        return a.second < b.second;
-      });
-  }
-  for (int64_t r = 0; r < n; ++r) order[r] = keys_[r].second;
 }
 
 int RankedFront::rank_of(int k, double value) const {
@@ -213,7 +181,6 @@ struct Task {
   const RankedFront& front;
   Region region;
   const std::vector<int32_t>* positions = nullptr;  // ascending, or all
-  int skip = -1;                                    // a position that is left out
   double nearest = -std::numeric_limits<double>::infinity();  // coordinates along the last objective are raised to it
   MemoryLimit limit;
   BoundsBuffers& buffers;
@@ -245,16 +212,16 @@ int sweep(const Task& task, Mode& mode) {
   const double reference = front.ref(axes);
   const double resumed = region.start > 0 ? task.depth(region.start) : task.nearest;
 
-  Vector only[kAxes > 0 ? kAxes : kLanes], after[kAxes > 0 ? kAxes : kLanes], floor{};
+  Vector only[kAxes > 0 ? kAxes : kLanes], after[kAxes > 0 ? kAxes : kLanes], floor{}, ones{};
   for (int k = 0; k < axes; ++k) {
+    ones[k] = 1;
     only[k] = after[k] = Vector{};
     only[k][k] = static_cast<Lane>(-1);
     for (int j = k + 1; j < axes; ++j) after[k][j] = static_cast<Lane>(-1);
     floor[k] = static_cast<Lane>(region.low[k]);
   }
 
-  // Scans run in blocks of 64 words and read to the end of the last one.
-  constexpr int64_t kSlack = 64 * 8;
+  constexpr int64_t kSlack = 64;  // scans read whole vectors
   constexpr int64_t kBoundBytes = 2 * R::kBytes + (Mode::kComplement ? 8 : 0) + 4;
   const int64_t most = std::max<int64_t>(task.limit.bytes / (2 * kBoundBytes), 64 + 2 * axes);
   int64_t capacity = 0;
@@ -332,23 +299,22 @@ int sweep(const Task& task, Mode& mode) {
   const int steps = task.positions ? static_cast<int>(task.positions->size()) : n;
   for (int step = 0; step < steps; ++step) {
     const int t = task.positions ? (*task.positions)[step] : step;
-    if (t == task.skip) continue;
     const int32_t* ranks = front.ranks(t);
-    Vector z{}, next{};
+    Vector z{};
     bool inside = true;
     for (int k = 0; k < axes; ++k) {
       const int32_t rank = std::max(ranks[k], region.low[k]);
       inside &= rank < region.high[k];
       z[k] = static_cast<Lane>(rank);
-      next[k] = static_cast<Lane>(rank + 1);
     }
     if (!inside) continue;
     R::store(table, t, z);
 
-    alignas(64) unsigned char pattern[R::kBytes < 64 ? 64 : R::kBytes];
-    for (int i = 0; i < static_cast<int>(sizeof pattern) / R::kBytes; ++i) R::store(pattern, i, next);
+    const Vector next = z + ones;
+    alignas(64) unsigned char above_z[R::kBytes];
+    R::store(above_z, 0, next);
     int32_t* const killed = buffers.killed.data();
-    const int64_t count = above(buffers.bounds.data(), active, R::kWords, pattern, killed);
+    const int64_t count = above(buffers.bounds.data(), active, R::kWords, above_z, killed);
     if (count == 0) continue;
     if (active + count * (axes - 1) > most) {
       finish(task.depth(t));
@@ -361,8 +327,7 @@ int sweep(const Task& task, Mode& mode) {
 
     const double depth = task.depth(t);
     const bool counted = t >= region.start;
-    Vector self{};
-    for (int k = 0; k < axes; ++k) self[k] = static_cast<Lane>(t);
+    const Vector self = ones * static_cast<Lane>(t);
     int64_t holes = 0;
     for (int64_t first = 0; first < count; first += kBlock) {
       const int64_t last = std::min(first + kBlock, count);
@@ -700,6 +665,46 @@ double dominated_areas(const RankedFront& front, const Region& region, MemoryLim
   return mode.value();
 }
 
+namespace {
+
+// Of the points that take most of a corner's region, so many are compared with all the others.
+constexpr int kStrongPoints = 12;
+
+/// Sweep positions of the points that may bound what `corner` dominates alone: moved onto the region above the corner,
+/// most points are dominated by one of a few.
+void select_bounding(const RankedFront& front, const std::vector<int32_t>* others, int skip, const double* corner,
+                     BoundsBuffers& buffers) {
+  const int m = front.objectives();
+  const int64_t n = others ? static_cast<int64_t>(others->size()) : front.size();
+  std::vector<double>& clipped = buffers.clipped;
+  clipped.resize(n * (others ? 2 * m + 1 : m + 1));
+  double* const volume = clipped.data() + n * m;
+  const double* columns = front.column(0);
+  if (others) {
+    double* const gathered = volume + n;
+    for (int k = 0; k < m; ++k)
+      for (int64_t i = 0; i < n; ++i) gathered[k * n + i] = front.column(k)[(*others)[i]];
+    columns = gathered;
+  }
+  double ref[kMaxHypervolumeObjectives], strong[kMaxHypervolumeObjectives];
+  for (int k = 0; k < m; ++k) ref[k] = front.ref(k);
+  simd().clip_columns(columns, n, m, corner, ref, clipped.data(), volume);
+  constexpr double kStruck = -1, kStrong = -2;  // in place of a volume
+  if (skip >= 0) volume[skip] = kStruck;
+  for (int round = 0; round < kStrongPoints && round < n; ++round) {
+    const int64_t strongest = simd().index_of_largest(volume, n);
+    if (!(volume[strongest] >= 0)) break;
+    for (int k = 0; k < m; ++k) strong[k] = clipped[k * n + strongest];
+    simd().strike_dominated(clipped.data(), n, m, strong, volume);
+    volume[strongest] = kStrong;
+  }
+  buffers.positions.clear();
+  for (int64_t i = 0; i < n; ++i)
+    if (volume[i] != kStruck) buffers.positions.push_back(others ? (*others)[i] : static_cast<int32_t>(i));
+}
+
+}  // namespace
+
 double exclusive_volume(const RankedFront& front, const std::vector<int32_t>* others, int skip, const double* corner,
                         MemoryLimit limit, BoundsBuffers& buffers) {
   const int axes = front.objectives() - 1;
@@ -707,10 +712,10 @@ double exclusive_volume(const RankedFront& front, const std::vector<int32_t>* ot
   for (int k = 0; k <= axes; ++k)
     if (!(corner[k] < front.ref(k))) return 0;
   for (int k = 0; k < axes; ++k) region.low[k] = front.rank_of(k, corner[k]);
+  select_bounding(front, others, skip, corner, buffers);
   Task task{.front = front,
             .region = std::move(region),
-            .positions = others,
-            .skip = skip,
+            .positions = &buffers.positions,
             .nearest = corner[axes],
             .limit = limit,
             .buffers = buffers};

@@ -4,8 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <utility>
 #include <vector>
+
+#include "lexicographic_order.hpp"
 
 namespace morlfast {
 
@@ -28,6 +29,12 @@ class RankedFront {
   int32_t row(int t) const { return row_[t]; }
   /// Ranks of the point at sweep position t along the first m - 1 objectives.
   const int32_t* ranks(int t) const { return &rank_[static_cast<std::size_t>(t) * (m_ - 1)]; }
+  /// Coordinates along objective k by sweep position; the columns of all objectives follow each other.
+  const double* column(int k) const { return column_.data() + k * row_.size(); }
+  /// Coordinates of the point at sweep position t.
+  void copy_point(int t, double* point) const {
+    for (int k = 0; k < m_; ++k) point[k] = column(k)[t];
+  }
   /// Coordinate along objective k of rank 0 (minus infinity) .. size() + 1 (the reference point).
   const double* coordinates(int k) const { return &coordinate_[static_cast<std::size_t>(k) * (row_.size() + 2)]; }
   double ref(int k) const { return coordinates(k)[size() + 1]; }
@@ -39,8 +46,6 @@ class RankedFront {
   int rank_of(int k, double value) const;
 
  private:
-  void sort_along(int k, std::vector<int32_t>& order);
-
   int m_ = 0;
   int axis_ = 0;
   bool finite_ = true;
@@ -48,10 +53,9 @@ class RankedFront {
   std::vector<int32_t> source_;
   std::vector<int32_t> row_;
   std::vector<int32_t> rank_;
-  std::vector<double> coordinate_;
+  std::vector<double> coordinate_, column_;
   std::vector<int32_t> order_, position_;
-  std::vector<std::pair<double, int32_t>> keys_;
-  std::vector<double> column_;
+  LexicographicOrder sorting_;
 };
 
 /// Part of the space: ranks [low, high) along the first m - 1 objectives. Points below `low` are moved onto it.
@@ -72,7 +76,8 @@ struct Region {
 struct BoundsBuffers {
   std::vector<unsigned char> bounds, definitions, table, child_bounds, child_definitions;
   std::vector<double> born;
-  std::vector<int32_t> killed;
+  std::vector<int32_t> killed, positions;
+  std::vector<double> clipped;
 
   bool worth_keeping() const { return bounds.size() < (1 << 20) && table.size() < (1 << 20); }
 };

@@ -12,17 +12,23 @@ struct SimdTable {
   bool (*any_common_bit)(const uint64_t* a, const uint64_t* b, int64_t words);
   /// The largest of 0 and above[i] over the points i < p that are no worse than p in all of columns (m, n).
   int64_t (*largest_dominator)(const double* columns, int64_t m, int64_t n, int64_t p, const int64_t* above);
-  /// Number of values[i] < value.
-  int64_t (*count_below)(const double* values, int64_t n, double value);
-  /// Indices of the rows of unsigned lanes (8, 16, 32 bits) that are at least `pattern` in every lane. A row is
-  /// row_words (a power of two up to 64) words of 8 bytes; pattern is the row repeated to 64 bytes or more; reads to the
-  /// end of the last 512 bytes. Returns their number.
-  int64_t (*rows_at_least_8)(const unsigned char* rows, int64_t count, int row_words, const unsigned char* pattern,
+  /// counts[i] = number of values[j] < values[i]
+  void (*count_below)(const double* values, int64_t n, int64_t* counts);
+  /// Indices of the rows of unsigned lanes (8, 16, 32 bits) that are at least `row` in every lane; returns their number.
+  /// A row is row_words (a power of two up to 64) words of 8 bytes; reads up to 56 bytes behind the last.
+  int64_t (*rows_at_least_8)(const unsigned char* rows, int64_t count, int row_words, const unsigned char* row,
                              int32_t* indices);
-  int64_t (*rows_at_least_16)(const unsigned char* rows, int64_t count, int row_words, const unsigned char* pattern,
+  int64_t (*rows_at_least_16)(const unsigned char* rows, int64_t count, int row_words, const unsigned char* row,
                               int32_t* indices);
-  int64_t (*rows_at_least_32)(const unsigned char* rows, int64_t count, int row_words, const unsigned char* pattern,
+  int64_t (*rows_at_least_32)(const unsigned char* rows, int64_t count, int row_words, const unsigned char* row,
                               int32_t* indices);
+  /// clipped[k][i] = max(columns[k][i], corner[k]) and volume[i] = prod_k (ref[k] - clipped[k][i]), all (m, n).
+  void (*clip_columns)(const double* columns, int64_t n, int m, const double* corner, const double* ref,
+                       double* clipped, double* volume);
+  /// volume[i] = -1 for every point of the columns (m, n) that is no better than `point` in any objective.
+  void (*strike_dominated)(const double* columns, int64_t n, int m, const double* point, double* volume);
+  /// The lowest index of the largest value.
+  int64_t (*index_of_largest)(const double* values, int64_t n);
   /// volume[q] += sum over boxes i of prod_k max(0, high[k][i] - max(low[k][i], corner[k])), (m, stride) boxes.
   void (*add_box_volumes)(const double* low, const double* high, int64_t stride, int64_t count, int m,
                           const double* corner, double* volume);

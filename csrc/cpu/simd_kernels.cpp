@@ -47,10 +47,22 @@ int64_t largest_dominator(const double* columns, int64_t m, int64_t n, int64_t p
   return largest;
 }
 
-int64_t count_below(const double* __restrict values, int64_t n, double value) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < n; ++i) count += values[i] < value;
-  return count;
+void count_below(const double* values, int64_t n, int64_t* counts) {
+  constexpr int64_t kPiece = 16;
+  for (int64_t start = 0; start < n; start += kPiece) {
+    const int64_t size = n - start < kPiece ? n - start : kPiece;
+    double own[kPiece];
+    int64_t below[kPiece];
+    for (int64_t i = 0; i < kPiece; ++i) {
+      own[i] = values[start + (i < size ? i : 0)];
+      below[i] = 0;
+    }
+    for (int64_t j = 0; j < n; ++j) {
+      const double other = values[j];
+      for (int64_t i = 0; i < kPiece; ++i) below[i] -= other < own[i] ? -1 : 0;
+    }
+    for (int64_t i = 0; i < size; ++i) counts[start + i] = below[i];
+  }
 }
 
 #if defined(__AVX512BW__)
@@ -61,59 +73,121 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-/// One bit for each 8-byte word whose lanes are all at least those of `pattern`.
+typedef uint64_t Words __attribute__((vector_size(kVectorBytes)));
+constexpr int kVectorWords = kVectorBytes / 8;
+
+/// One bit for each word of `a` whose lanes are all at least those of `least`.
 template <class Lane>
-uint64_t words_at_least(const unsigned char* words, const unsigned char* pattern) {
-  typedef Lane Vector __attribute__((vector_size(kVectorBytes)));
-  Vector lanes, least;
-  __builtin_memcpy(&lanes, words, kVectorBytes);
-  __builtin_memcpy(&least, pattern, kVectorBytes);
+uint64_t words_at_least(Words a, Words least) {
 #if defined(__AVX512BW__)
-  const __m512i a = (__m512i)lanes, b = (__m512i)least;
-  const __m512i larger = sizeof(Lane) == 1   ? _mm512_max_epu8(a, b)
-                         : sizeof(Lane) == 2 ? _mm512_max_epu16(a, b)
-                                             : _mm512_maskz_max_epu32(0xffff, a, b);  // unmasked: a false warning of GCC 12
-  return _mm512_cmpeq_epi64_mask(larger, a);
+  const __m512i x = (__m512i)a, y = (__m512i)least;
+  const __m512i larger = sizeof(Lane) == 1   ? _mm512_max_epu8(x, y)
+                         : sizeof(Lane) == 2 ? _mm512_max_epu16(x, y)
+                                             : _mm512_maskz_max_epu32(0xffff, x, y);  // unmasked: GCC 12 warns falsely
+  return _mm512_cmpeq_epi64_mask(larger, x);
 #elif defined(__AVX2__)
-  const __m256i a = (__m256i)lanes, b = (__m256i)least;
-  const __m256i larger = sizeof(Lane) == 1   ? _mm256_max_epu8(a, b)
-                         : sizeof(Lane) == 2 ? _mm256_max_epu16(a, b)
-                                             : _mm256_max_epu32(a, b);
-  return static_cast<uint64_t>(_mm256_movemask_pd((__m256d)_mm256_cmpeq_epi64(larger, a)));
+  const __m256i x = (__m256i)a, y = (__m256i)least;
+  const __m256i larger = sizeof(Lane) == 1   ? _mm256_max_epu8(x, y)
+                         : sizeof(Lane) == 2 ? _mm256_max_epu16(x, y)
+                                             : _mm256_max_epu32(x, y);
+  return static_cast<uint64_t>(_mm256_movemask_pd((__m256d)_mm256_cmpeq_epi64(larger, x)));
 #elif defined(__SSE4_1__)
-  const __m128i a = (__m128i)lanes, b = (__m128i)least;
-  const __m128i larger = sizeof(Lane) == 1   ? _mm_max_epu8(a, b)
-                         : sizeof(Lane) == 2 ? _mm_max_epu16(a, b)
-                                             : _mm_max_epu32(a, b);
-  return static_cast<uint64_t>(_mm_movemask_pd((__m128d)_mm_cmpeq_epi64(larger, a)));
+  const __m128i x = (__m128i)a, y = (__m128i)least;
+  const __m128i larger = sizeof(Lane) == 1   ? _mm_max_epu8(x, y)
+                         : sizeof(Lane) == 2 ? _mm_max_epu16(x, y)
+                                             : _mm_max_epu32(x, y);
+  return static_cast<uint64_t>(_mm_movemask_pd((__m128d)_mm_cmpeq_epi64(larger, x)));
 #else
-  const Vector at_least = (Vector)(lanes >= least);
-  uint64_t all[2];
-  __builtin_memcpy(all, &at_least, sizeof all);
-  return (all[0] == ~uint64_t{0} ? 1 : 0) | (all[1] == ~uint64_t{0} ? 2 : 0);
+  typedef Lane Lanes __attribute__((vector_size(kVectorBytes)));
+  const Words at_least = (Words)((Lanes)a >= (Lanes)least);
+  return (at_least[0] == ~uint64_t{0} ? 1 : 0) | (at_least[1] == ~uint64_t{0} ? 2 : 0);
 #endif
 }
 
 template <class Lane>
-int64_t rows_at_least(const unsigned char* rows, int64_t count, int row_words, const unsigned char* pattern,
+int64_t rows_at_least(const unsigned char* rows, int64_t count, int row_words, const unsigned char* row,
                       int32_t* indices) {
-  constexpr int kWords = kVectorBytes / 8;
-  const int64_t words = count * row_words, pattern_bytes = row_words > 8 ? row_words * 8 : 64;
+  // The row as often as it fits a vector, put together in registers: a load behind narrower stores would wait for them.
+  uint64_t word[64];
+  __builtin_memcpy(word, row, 8 * static_cast<uint64_t>(row_words));
+  const int vectors = row_words > kVectorWords ? row_words / kVectorWords : 1;
+  Words least[64 / kVectorWords];
+  for (int v = 0; v < vectors; ++v)
+    for (int i = 0; i < kVectorWords; ++i) least[v][i] = word[(v * kVectorWords + i) & (row_words - 1)];
+  const int64_t words = count * row_words;
   const int shift = __builtin_ctz(static_cast<unsigned>(row_words));
   uint64_t first_words = 1;  // the bit of each row's first word
   for (int i = row_words; i < 64; i += row_words) first_words |= uint64_t{1} << i;
   int64_t found = 0;
   for (int64_t start = 0; start < words; start += 64) {
+    const int size = words - start < 64 ? static_cast<int>(words - start) : 64;
     uint64_t block = 0;
-    for (int i = 0; i < 64; i += kWords)
-      block |= words_at_least<Lane>(rows + (start + i) * 8, pattern + i * 8 % pattern_bytes) << i;
+    for (int i = 0; i < size; i += kVectorWords) {
+      Words a;
+      __builtin_memcpy(&a, rows + (start + i) * 8, kVectorBytes);
+      block |= words_at_least<Lane>(a, least[i / kVectorWords & (vectors - 1)]) << i;
+    }
     for (int i = 1; i < row_words; i *= 2) block &= block >> i;
     block &= first_words;
-    if (words - start < 64) block &= (uint64_t{1} << (words - start)) - 1;
+    if (size < 64) block &= (uint64_t{1} << size) - 1;
     for (; block != 0; block &= block - 1)
       indices[found++] = static_cast<int32_t>((start + __builtin_ctzll(block)) >> shift);
   }
   return found;
+}
+
+void clip_columns(const double* columns, int64_t n, int m, const double* corner, const double* ref,
+                  double* __restrict clipped, double* __restrict volume) {
+  for (int64_t i = 0; i < n; ++i) volume[i] = 1;
+  for (int k = 0; k < m; ++k) {
+    const double* __restrict column = columns + k * n;
+    double* __restrict out = clipped + k * n;
+    const double at = corner[k], end = ref[k];
+    for (int64_t i = 0; i < n; ++i) {
+      const double z = column[i] > at ? column[i] : at;
+      out[i] = z;
+      volume[i] *= end - z;
+    }
+  }
+}
+
+void strike_dominated(const double* columns, int64_t n, int m, const double* point, double* __restrict volume) {
+  constexpr int64_t kPiece = 128;
+  for (int64_t start = 0; start < n; start += kPiece) {
+    const int64_t size = n - start < kPiece ? n - start : kPiece;
+    int64_t dominated[kPiece];
+    for (int64_t i = 0; i < size; ++i) dominated[i] = -1;
+    for (int k = 0; k < m; ++k) {
+      const double* __restrict column = columns + k * n + start;
+      const double at = point[k];
+      for (int64_t i = 0; i < size; ++i) dominated[i] = column[i] >= at ? dominated[i] : 0;
+    }
+    for (int64_t i = 0; i < size; ++i) volume[start + i] = dominated[i] ? -1 : volume[start + i];
+  }
+}
+
+int64_t index_of_largest(const double* values, int64_t n) {
+  constexpr int64_t kPiece = 64;
+  int64_t piece = 0;
+  double largest = values[0];
+  for (int64_t start = 0; start < n; start += kPiece) {
+    const int64_t size = n - start < kPiece ? n - start : kPiece;
+    double lane[16];
+    for (int64_t j = 0; j < 16; ++j) lane[j] = largest;
+    int64_t i = 0;
+    for (; i + 16 <= size; i += 16)
+      for (int64_t j = 0; j < 16; ++j) lane[j] = values[start + i + j] > lane[j] ? values[start + i + j] : lane[j];
+    for (; i < size; ++i) lane[0] = values[start + i] > lane[0] ? values[start + i] : lane[0];
+    double of_piece = lane[0];
+    for (int64_t j = 1; j < 16; ++j) of_piece = lane[j] > of_piece ? lane[j] : of_piece;
+    if (of_piece > largest) {
+      largest = of_piece;
+      piece = start;
+    }
+  }
+  for (int64_t i = piece; i < n; ++i)
+    if (values[i] == largest) return i;
+  return 0;
 }
 
 void add_box_volumes(const double* low, const double* high, int64_t stride, int64_t count, int m,
@@ -209,6 +283,9 @@ const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {MORLFAST_STRING(MOR
                                                              rows_at_least<uint8_t>,
                                                              rows_at_least<uint16_t>,
                                                              rows_at_least<uint32_t>,
+                                                             clip_columns,
+                                                             strike_dominated,
+                                                             index_of_largest,
                                                              add_box_volumes,
                                                              score_keys_32,
                                                              score_keys_64,
