@@ -5,7 +5,7 @@ the time; in a round they take turns, on different inputs, in an order that rota
 peer's results are checked against ours on the same inputs: a peer that disagrees gets an error row and no ratio.
 
 Times are wall times. Host calls also carry CPU times: on a shared machine a long call loses the core more often than a
-short one, so there the ratio of CPU times is the fairer one.
+short one, so there the ratio of CPU times is the fairer one. Each row says how many cores other processes kept busy.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from bench.environment import busy_seconds
 
 Shape = tuple[int, ...]
 Inputs = tuple[Any, ...]
@@ -51,6 +53,8 @@ class Peer:
     version: str = ""
     prepare: Callable[..., Inputs] = lambda *inputs: inputs  # to the peer's own containers, outside the time
     host: bool = False  # takes CPU memory only; on a GPU its time is the host's
+    target: float | None = None  # at least this ratio
+    left_out: str = ""  # why it is not run at this shape
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,16 @@ class Unit:
 
     name: str
     call: Callable[..., Any]
-    target: float  # at most so many units
+    target: float | None = None  # at most so many units
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What more threads do for the machine itself: one piece of work on one thread and on as many as our call has."""
+
+    name: str
+    one: Callable[..., Any]
+    more: Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,9 @@ class Case:
     work: float = 1.0  # grows as the peers' time does: foresees it from a smaller shape of the same series
     series: str = ""
     calls: int = 1  # calls in one repetition, for what is shorter than a clock reading
+    error: Callable[[Any, Inputs], float] | None = None  # of a result, where results are estimates
+    threads: int | None = None  # of our call, where they are what is measured; None: the run's
+    yardsticks: tuple[Yardstick, ...] = ()
     note: str = ""
 
 
@@ -86,6 +102,14 @@ class Operation:
     shapes: tuple[Shape, ...]  # ascending, so that a slow peer is foreseen
     case: Callable[[Shape, str], Case]
     devices: tuple[str, ...] = ("cpu", "cuda")
+    cuda_variants: tuple[str, ...] | None = None  # None: as on the CPU
+    cuda_shapes: tuple[Shape, ...] | None = None
+
+    def on(self, device: str) -> tuple[tuple[str, ...], tuple[Shape, ...]]:
+        """Variants and shapes that a run on this device measures."""
+        if device == "cpu":
+            return self.variants, self.shapes
+        return self.cuda_variants or self.variants, self.cuda_shapes or self.shapes
 
 
 @dataclass
@@ -132,7 +156,7 @@ def rows_of(operation: Operation, shape: Shape, variant: str, settings: Settings
         "axes": " ".join(operation.axes),
         "dtype": case.dtype,
         "device": settings.device,
-        "threads": settings.threads,
+        "threads": case.threads or settings.threads,
         "bytes": case.moved_bytes,
         "operations": case.operations,
         "operations_are": case.operations_are,
@@ -151,38 +175,33 @@ def rows_of(operation: Operation, shape: Shape, variant: str, settings: Settings
         if settings.peers is not None and peer.name not in settings.peers:
             continue
         row, contender = _admit(peer, operation.name, variant, case, contenders["ours"], pool, settings)
-        rows.append({**base, **row})
+        rows.append(row)
         if contender is not None:
             contenders[peer.name] = contender
     if case.unit is not None:
         contenders["unit"] = _Contender(case.unit.call, pool.inputs, pool, settings)
-    elif case.moved_bytes:
+    elif case.moved_bytes and case.threads is None:
         limit, what = _limit(case, pool, settings)
         contenders["limit"] = _Contender(limit, pool.inputs, pool, settings)
         base["limit_is"] = what
-    for row in rows:
-        if "limit_is" in base:
-            row["limit_is"] = base["limit_is"]
-    _interleave(contenders)
+    for yardstick in case.yardsticks:
+        for threads, call in (("one", yardstick.one), ("more", yardstick.more)):
+            contenders[f"{yardstick.name}, {threads}"] = _Contender(call, pool.inputs, pool, settings)
+    base["busy_elsewhere"] = _interleave(contenders)
 
     times = {name: contender.summary(case.calls) for name, contender in contenders.items()}
     if case.unit is not None:
-        cost = times["ours"]["median_ms"] / times["unit"]["median_ms"]
-        cpu_cost = times["ours"]["cpu_median_ms"] / times["unit"]["cpu_median_ms"]
-        yield {
-            **base,
-            "peer": None,
-            "status": "alone",
-            "ours": times["ours"],
-            "unit": {"name": case.unit.name, **times["unit"]},
-            "cost_in_units": cost,
-            "cpu_cost_in_units": cpu_cost,
-            "target": case.unit.target,
-        }
+        row = {**base, "peer": None, "status": "alone", "ours": times["ours"], "target": case.unit.target}
+        row["unit"] = {"name": case.unit.name, **times["unit"]}
+        row["cost_in_units"] = times["ours"]["median_ms"] / times["unit"]["median_ms"]
+        if "cpu_median_ms" in times["ours"]:
+            row["cpu_cost_in_units"] = times["ours"]["cpu_median_ms"] / times["unit"]["cpu_median_ms"]
+        yield row
         return
-    if not rows:
-        rows = [{**base, "peer": None, "status": "alone"}]
-    for row in rows:
+    for yardstick in case.yardsticks:
+        one, more = (times[f"{yardstick.name}, {threads}"]["median_ms"] for threads in ("one", "more"))
+        base.setdefault("machine", {})[yardstick.name] = one / more
+    for row in [{**base, **row} for row in rows or [{"peer": None, "status": "alone"}]]:
         row["ours"] = times["ours"]
         if "limit" in times:
             row["limit"] = times["limit"]
@@ -190,7 +209,8 @@ def rows_of(operation: Operation, shape: Shape, variant: str, settings: Settings
         if row["peer"] in contenders:
             row["theirs"] = times[row["peer"]]
             row["ratio"] = row["theirs"]["median_ms"] / row["ours"]["median_ms"]
-            if "cpu_median_ms" in row["ours"] and "cpu_median_ms" in row["theirs"]:
+            # Threads divide the wall time of a call, not its CPU time.
+            if case.threads is None and "cpu_median_ms" in row["ours"] and "cpu_median_ms" in row["theirs"]:
                 row["cpu_ratio"] = row["theirs"]["cpu_median_ms"] / row["ours"]["cpu_median_ms"]
             key = (operation.name, variant, case.series, row["peer"])
             settings.rates[key] = row["theirs"]["median_ms"] / 1000 / case.work
@@ -207,6 +227,10 @@ def _admit(
     """The peer's row so far and, when its results agree with ours, the peer as a contender."""
     row: Row = {"peer": peer.name, "peer_version": peer.version, "tolerance": peer.agreement.tolerance}
     row["peer_device"] = "cpu" if peer.host else settings.device
+    if peer.target is not None:
+        row["target"] = peer.target
+    if peer.left_out:
+        return {**row, "status": "skipped", "detail": peer.left_out}, None
     try:
         if peer.distribution is not None:
             row["peer_version"] = importlib.metadata.version(peer.distribution)
@@ -224,7 +248,7 @@ def _admit(
         contender = _Contender(call, prepared, pool, settings, host=peer.host)
         needed = max(contender.repetitions, min(CHECKED_INPUTS, len(pool.inputs)))  # Python lists are large
         prepared += [peer.prepare(*inputs) for inputs in pool.inputs[2:needed]]
-        checked, started = 0, time.perf_counter()
+        checked, started, errors = 0, time.perf_counter() - contender.first_seconds, []
         for index in range(min(len(prepared), CHECKED_INPUTS)):
             theirs = contender.first if index == 0 else call(*prepared[index])
             mine = ours.call(*pool.inputs[index])
@@ -232,12 +256,17 @@ def _admit(
             if problem is not None:
                 detail = f"results disagree ({peer.agreement.tolerance}): {problem}"
                 return {**row, "status": "disagrees", "detail": detail}, None
+            if case.error is not None:
+                errors.append([case.error(result, pool.inputs[index]) for result in (mine, theirs)])
             checked += 1
             if time.perf_counter() - started > settings.seconds:
                 break
         contender.first = None
     except Exception as error:
         return {**row, "status": "error", "detail": f"{peer.name}: {_say(error)}"}, None
+    if errors:
+        medians = torch.tensor(errors, dtype=torch.float64).quantile(0.5, dim=0).tolist()
+        row["errors"] = dict(zip(("ours", "theirs"), medians, strict=True))
     return {**row, "status": "ok", "checked_inputs": checked}, contender
 
 
@@ -306,7 +335,7 @@ class _Contender:
         self.clock = _Clock(settings, host)
         kept: list[Any] = []
         first = self.clock.seconds(lambda *x: kept.append(call(*x)), inputs[0])
-        self.first = kept[0]
+        self.first, self.first_seconds = kept[0], first[0]
         self.samples: list[tuple[float, float]] = []
         if first[0] > settings.cap:  # the one call that showed it
             self.samples, self.repetitions = [first], 0
@@ -324,12 +353,16 @@ class _Contender:
         return summary
 
 
-def _interleave(contenders: dict[str, _Contender]) -> None:
-    """Rounds in which each contender takes its turn; slow ones sit rounds out, evenly."""
+def _interleave(contenders: dict[str, _Contender]) -> float | None:
+    """Rounds in which each contender takes its turn; slow ones sit rounds out, evenly.
+
+    Returns how many cores other processes kept busy meanwhile.
+    """
     entries = list(contenders.values())
     rounds = max(c.repetitions for c in entries)
     gc.collect()
     gc.disable()
+    busy, own, wall = busy_seconds(), time.process_time(), time.perf_counter()
     try:
         for r in range(rounds):
             for turn in range(len(entries)):
@@ -342,6 +375,10 @@ def _interleave(contenders: dict[str, _Contender]) -> None:
                 c.samples.append(c.clock.seconds(c.call, c.inputs[(len(c.samples) + offset) % len(c.inputs)]))
     finally:
         gc.enable()
+    own, wall, now = time.process_time() - own, time.perf_counter() - wall, busy_seconds()
+    if busy is None or now is None or wall < 0.1:  # the system counts in hundredths of a second
+        return None
+    return max(0.0, now - busy - own) / wall
 
 
 def _limit(case: Case, pool: _Pool, settings: Settings) -> tuple[Callable[..., Any], str]:

@@ -156,7 +156,7 @@ if [ $dry = 0 ] && [ $have_gpu = 0 ]; then
 fi
 wanted tests && run tests 300 tests.log "$python" -m pytest -m gpu -v --durations=10 -p no:cacheprovider \
   tests/triton/test_gpu.py tests/cuda/test_hypervolume_gpu.py
-wanted bench && run bench 150 bench.log "$python" -m bench --device cuda --seconds 0.2 --cap 1 --json "$out"
+wanted bench && run bench 240 bench.log "$python" -m bench --device cuda --seconds 0.2 --cap 1 --json "$out"
 wanted sanitizer && {
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) || sanitizer=""
   if [ -z "$sanitizer" ] && [ $dry = 1 ]; then sanitizer=compute-sanitizer; fi
@@ -165,7 +165,7 @@ wanted sanitizer && {
   else
     for tool in memcheck racecheck initcheck synccheck; do
       # Without torch's cache every tensor is an allocation of its own, so that a step beyond it is seen.
-      run "sanitizer $tool" 60 sanitizer.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" \
+      run "sanitizer $tool" 90 sanitizer.log env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" \
         --error-exitcode 86 "$python" -m bench.sanitize
     done
   fi

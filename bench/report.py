@@ -21,12 +21,14 @@ def line(row: Row) -> str:
     peer = " ".join(filter(None, (row["peer"], row.get("peer_version")))) or "none"
     ours, theirs = _times(row.get("ours")), _times(row.get("theirs"))
     limit = f"{row['share_of_limit']:.0%}" if "share_of_limit" in row else ""
-    ratio = f"{row['ratio']:.2f}" if "ratio" in row else row["status"]
+    ratio = " ".join([f"{row['ratio']:.2f}", *_beside_the_ratio(row)]) if "ratio" in row else row["status"]
     cpu_ratio = f"{row['cpu_ratio']:.2f}" if "cpu_ratio" in row else ""
+    if "errors" in row:
+        ours, theirs = (f"{x}, error {row['errors'][y]:.1g}" for x, y in ((ours, "ours"), (theirs, "theirs")))
     if "unit" in row:
         peer, theirs = row["unit"]["name"], _times(row["unit"])
-        ratio = f"costs {row['cost_in_units']:.2f} (target {row['target']:g})"
-        cpu_ratio = f"costs {row['cpu_cost_in_units']:.2f}"
+        ratio = f"costs {row['cost_in_units']:.2f}" + _target(row)
+        cpu_ratio = f"costs {row['cpu_cost_in_units']:.2f}" if "cpu_cost_in_units" in row else ""
     elif row["status"] == "alone":
         ratio = ""
     elif row["status"] != "ok":
@@ -39,6 +41,20 @@ def _times(times: Row | None) -> str:
     if times is None:
         return ""
     return f"{_three(times['median_ms'])} ({_three(times['q20_ms'])} to {_three(times['q80_ms'])})"
+
+
+def _target(row: Row) -> str:
+    return "" if row.get("target") is None else f" (target {row['target']:g})"
+
+
+def _beside_the_ratio(row: Row) -> list[str]:
+    """The target; what more threads did for the machine itself, and who else was there."""
+    notes = [_target(row).strip()] if _target(row) else []
+    if "machine" in row:
+        gains = [f"{name} {gain:.2f}" for name, gain in row["machine"].items()]
+        busy = row["busy_elsewhere"]
+        notes.append(f"({', '.join(gains)}; cores busy elsewhere: {'unknown' if busy is None else f'{busy:.1f}'})")
+    return notes
 
 
 def _three(value: float) -> str:
@@ -76,7 +92,7 @@ def summary(rows: list[Row]) -> str:
     for op in dict.fromkeys(row["op"] for row in rows):
         own = [row for row in rows if row["op"] == op]
         peers = list(dict.fromkeys(_short(row["peer"]) for row in own if row["peer"]))
-        unit = next((f"cost in {row['unit']['name']} (target)" for row in own if "unit" in row), None)
+        unit = next((f"cost in {row['unit']['name']}" for row in own if "unit" in row), None)
         heads = [f"data: {op}", own[0]["axes"].replace(" ", "x"), "morlfast, ms", *peers, *filter(None, [unit])]
         table = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for variant, shape in dict.fromkeys((row["variant"], row["shape"]) for row in own):
@@ -84,7 +100,7 @@ def summary(rows: list[Row]) -> str:
             found = {_short(row["peer"]): row for row in here if row["peer"]}
             ours = next((_three(row["ours"]["median_ms"]) for row in here if "ours" in row), here[0]["status"])
             cells = [_ratios(found[peer]) if peer in found else "" for peer in peers]
-            costs = [f"{row['cost_in_units']:.2f} ({row['target']:g})" for row in here if "unit" in row]
+            costs = [f"{row['cost_in_units']:.2f}" + _target(row) for row in here if "unit" in row]
             table.append("| " + " | ".join([variant, shape, ours, *cells, *costs]) + " |")
         parts.append("\n".join(table))
     return "\n\n".join(parts)
@@ -97,7 +113,10 @@ def _short(peer: str | None) -> str:
 def _ratios(row: Row) -> str:
     if "ratio" not in row:
         return str(row["status"])
-    return f"{_three(row['ratio'])}" + (f" ({_three(row['cpu_ratio'])})" if "cpu_ratio" in row else "")
+    parts = [_three(row["ratio"]), *([f"({_three(row['cpu_ratio'])})"] if "cpu_ratio" in row else [])]
+    if "errors" in row:
+        parts.append("errors {ours:.1g} and {theirs:.1g}".format(**row["errors"]))
+    return " ".join([*parts, *_beside_the_ratio(row)])
 
 
 def plot(rows: list[Row], path: Path) -> None:

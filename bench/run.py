@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     if options.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"--device {options.device}: torch finds no CUDA device")
     torch.set_num_threads(options.threads)
-    shapes = {op.name: [parsed(options.shape, op)] if options.shape else op.shapes for op in operations}
+    shape = {op.name: parsed(options.shape, op) for op in operations} if options.shape else {}
     settings = Settings(
         device=options.device,
         threads=options.threads,
@@ -40,13 +41,13 @@ def run(options: argparse.Namespace) -> int:
         if options.device.split(":")[0] not in op.devices:
             print(f"{op.name}: only on {', '.join(op.devices)}", file=sys.stderr)
             continue
-        for variant in op.variants:
-            for shape in shapes[op.name]:
-                for row in rows_of(op, shape, variant, settings):
-                    rows.append(row)
-                    print(report.line(row), flush=True)
-                    if options.json is not None:
-                        report.merge(target, [row])
+        variants, shapes = op.on(options.device)
+        for variant, own in itertools.product(variants, [shape[op.name]] if shape else shapes):
+            for row in rows_of(op, own, variant, settings):
+                rows.append(row)
+                print(report.line(row), flush=True)
+                if options.json is not None:
+                    report.merge(target, [row])
     if options.table:
         print(report.summary(report.load(target) if target.exists() else rows))
     if options.plot is not None:
@@ -91,7 +92,7 @@ def chosen_peers(names: str, operations: list[Operation]) -> tuple[str, ...] | N
 
 
 def peers_of(operations: list[Operation]) -> list[str]:
-    cases = (op.case(shape, op.variants[0]) for op in operations for shape in op.shapes)
+    cases = (op.case(shape, op.variants[0]) for op in operations for shape in (*op.shapes, *(op.cuda_shapes or ())))
     return list(dict.fromkeys(peer.name for case in cases for peer in case.peers))
 
 

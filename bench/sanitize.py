@@ -26,6 +26,36 @@ def gradient(points: Tensor) -> Tensor:
     return torch.autograd.grad(value.sum(), leaf)[0]
 
 
+def box_volume(points: Tensor, region: Any) -> Tensor:
+    """Devices may list the boxes in another order; without end they are cut off at -1."""
+    boxes = morlfast.box_decomposition(points, 1.0, region=region, maximize=False, nan="worst")
+    return (boxes.upper - boxes.lower.clamp(min=-1)).prod(-1).sum(-1)
+
+
+def hypervolume_family(points: Tensor, candidates: Tensor) -> None:
+    what = tuple(points.shape)
+    dominated: tuple[Any, ...] = ("count", "ignore")
+    for mode in dominated:
+        check(
+            f"hypervolume_contributions {what} {mode}",
+            lambda p, mode=mode: morlfast.hypervolume_contributions(
+                p, 1.0, maximize=False, dominated=mode, nan="worst"
+            ),
+            points,
+        )
+    for joint in (False, True):
+        check(
+            f"hypervolume_improvement {what} joint={joint}",
+            lambda c, p, joint=joint: morlfast.hypervolume_improvement(
+                c, p, 1.0, maximize=False, joint=joint, nan="worst"
+            ),
+            candidates if joint else candidates[..., 0, :],
+            points,
+        )
+    for region in ("dominated", "non_dominated"):
+        check(f"box_decomposition {what} {region}", lambda p, region=region: box_volume(p, region), points)
+
+
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -33,8 +63,8 @@ def main() -> None:
         """Ties, duplicates and points beyond the reference point."""
         return torch.randint(0, 70, shape, generator=generator).double() / 64
 
-    for m in (1, 2, 3):
-        for shape in ((5, 33, m), (2, 300, m), (1, 3000, m)):
+    for m in (1, 2, 3, 4, 6):
+        for shape in ((5, 33, m), (2, 300, m), (1, 3000, m)) if m <= 3 else ((5, 33, m), (1, 90, m)):
             points = grid(*shape)
             points[0, 1, 0] = torch.nan
             lengths = torch.randint(0, shape[1] + 1, shape[:1], generator=generator)
@@ -45,6 +75,13 @@ def main() -> None:
                 lengths,
             )
             check(f"hypervolume_gradient {shape}", gradient, points)
+        hypervolume_family(grid(3, 33, m), grid(3, 9, 2, m))
+        # Without ties, which rounding would break in two ways.
+        check(
+            f"hypervolume_subset {m}",
+            lambda p: morlfast.hypervolume_subset(p, 5, 1.0, maximize=False, nan="worst"),
+            torch.rand(2, 40, m, dtype=torch.float64, generator=generator),
+        )
     for shape in ((3, 70, 2), (1, 700, 3), (2, 90, 5)):
         check(
             f"non_dominated_sort {shape}",

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,19 +18,20 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench import pareto, report  # noqa: E402
+from bench import hypervolume, pareto, report  # noqa: E402
 from bench.__main__ import THREAD_VARIABLES, main  # noqa: E402
 from bench.__main__ import arguments as parse  # noqa: E402
-from bench.driver import Case, Operation, Peer, Row, Settings, close, failed, rows_of  # noqa: E402
+from bench.driver import Case, Operation, Peer, Row, Settings, Unit, Yardstick, close, failed, rows_of  # noqa: E402
 from bench.operations import OPERATIONS  # noqa: E402
 from bench.run import run  # noqa: E402
 
 SETTINGS = Settings(seconds=0.005, environment=lambda: {"torch": torch.__version__})
 
 
-def double(peers: tuple[Peer, ...]) -> Operation:
+def double(peers: tuple[Peer, ...], **options: Any) -> Operation:
     def case(shape: tuple[int, ...], variant: str) -> Case:
         return Case(
+            **options,
             setup=lambda generator: (torch.rand(shape, generator=generator),),
             ours=lambda x: 2 * x,
             dtype="float32",
@@ -44,8 +47,8 @@ def peer(name: str, call: Callable[..., object]) -> Peer:
     return Peer(name, close(rtol=1e-6), lambda: call)
 
 
-def measure(*peers: Peer, settings: Settings = SETTINGS) -> list[Row]:
-    return list(rows_of(double(peers), (8,), "uniform", settings))
+def measure(*peers: Peer, settings: Settings = SETTINGS, **options: Any) -> list[Row]:
+    return list(rows_of(double(peers, **options), (8,), "uniform", settings))
 
 
 def command(*arguments: str) -> int:
@@ -121,6 +124,79 @@ def test_a_slow_peer_is_foreseen_and_skipped() -> None:
     assert "ratio" not in row
 
 
+def test_a_peer_that_is_left_out_says_why_and_is_not_called() -> None:
+    def never(_: object) -> None:
+        raise AssertionError
+
+    (row,) = measure(replace(peer("slow", never), left_out="minutes a call"))
+    assert row["status"] == "skipped"
+    assert "minutes a call" in report.line(row)
+    assert failed([row]) == []
+
+
+def test_a_slow_peer_is_called_once() -> None:
+    calls: list[int] = []
+
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        time.sleep(0.02)
+        return x + x
+
+    (row,) = measure(peer("slow", slow), settings=replace(SETTINGS, cap=0.01))
+    assert row["status"] == "ok"
+    assert len(calls) == row["theirs"]["repetitions"] == row["checked_inputs"] == 1
+
+
+def test_a_target_stands_beside_its_ratio() -> None:
+    (row,) = measure(replace(peer("sum", lambda x: x + x), target=2.5))
+    assert row["target"] == 2.5
+    assert "(target 2.5)" in report.line(row)
+    assert "(target 2.5)" in report.summary([row])
+
+
+def test_a_cost_needs_no_target() -> None:
+    (row,) = measure(unit=Unit("a sum", lambda x: x + x))
+    assert row["cost_in_units"] == row["ours"]["median_ms"] / row["unit"]["median_ms"]
+    assert "target" not in report.line(row) + report.summary([row])
+    assert "costs" in report.line(row)
+
+
+def test_estimates_carry_their_errors() -> None:
+    (row,) = measure(
+        Peer("worse", close(rtol=0.5), lambda: lambda x: 2.2 * x),
+        error=lambda result, inputs: float((result / (2 * inputs[0]) - 1).abs().max()),
+    )
+    assert row["errors"] == {"ours": 0.0, "theirs": pytest.approx(0.1, rel=1e-3)}
+    assert "error 0.1" in report.line(row)
+    assert "errors 0 and 0.1" in report.summary([row])
+
+
+def test_threads_are_measured_beside_the_machine() -> None:
+    sleeps = Yardstick("sleep", lambda _: time.sleep(0.004), lambda _: time.sleep(0.002))
+    (row,) = measure(peer("1 thread", lambda x: x + x), threads=2, yardsticks=(sleeps,))
+    assert row["threads"] == 2
+    assert set(row["machine"]) == {"sleep"}
+    assert "cpu_ratio" not in row  # threads divide the wall time only
+    assert "limit" not in row
+    assert "(sleep " in report.line(row)
+    assert "cores busy elsewhere: " in report.line(row)
+
+
+def test_a_call_on_other_threads_leaves_the_number_as_it_was() -> None:
+    before = torch.get_num_threads()
+    assert hypervolume.on_threads(before + 1, torch.get_num_threads)() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_a_gpu_has_its_own_shapes_where_they_are_named() -> None:
+    operation = OPERATIONS["hypervolume"]
+    assert operation.on("cpu") == (operation.variants, operation.shapes)
+    for name in ("hypervolume", "hypervolume_gradient"):
+        _, shapes = OPERATIONS[name].on("cuda")
+        assert {(4096, 128, m) for m in (2, 3, 4, 5)} | {(1, 100000, 3)} <= set(shapes)
+    assert OPERATIONS["gdpo"].on("cuda") == OPERATIONS["gdpo"].on("cpu")
+
+
 def test_every_input_is_fresh() -> None:
     seen: list[int] = []
 
@@ -159,6 +235,58 @@ def test_sorting_data_are_what_they_are_called(kind: str) -> None:
     points = pareto.points_of((400, 3), kind, torch.Generator().manual_seed(0))
     fronts = int(morlfast.non_dominated_sort(points, maximize=False).max()) + 1
     assert {"uniform": 5 < fronts < 100, "one-front": fronts == 1, "many-fronts": fronts > 200}[kind]
+
+
+@pytest.mark.parametrize("kind", hypervolume.KINDS)
+def test_fronts_are_what_they_are_called(kind: str) -> None:
+    import morlfast
+
+    (points,) = hypervolume.fronts((1, 200, 3), kind, torch.Generator().manual_seed(0))
+    assert (points < hypervolume.REF_POINT[kind]).all()
+    ranks = morlfast.non_dominated_sort(points, maximize=False)
+    assert bool((ranks == 0).all()) == (kind != "cloud")
+
+
+TINY = {
+    "hypervolume": "3x12x4",
+    "hypervolume_gradient": "3x12x4",
+    "hypervolume_contributions": "1x12x4",
+    "hypervolume_improvement": "6x10x3",
+    "hypervolume_subset": "12x4x3",
+    "box_decomposition": "1x10x3",
+    "approximate_hypervolume": "2x10x3",
+    "hypervolume_threads": "2x4x16x5",
+}
+
+
+@pytest.mark.parametrize("operation", hypervolume.OPERATIONS, ids=lambda operation: operation.name)
+def test_peers_of_the_hypervolume_family_agree(operation: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hypervolume, "SAMPLES", 1 << 12)
+    shape = tuple(map(int, TINY[operation.name].split("x")))
+    for variant in operation.variants:
+        for row in rows_of(operation, shape, variant, SETTINGS):
+            assert row["status"] in ("ok", "alone", "not installed", "skipped"), row.get("detail")
+            assert report.line(row).count("|") == report.HEADER.split("\n")[0].count("|")
+
+
+def test_contributions_below_a_peers_threshold_may_be_its_zero() -> None:
+    theirs = torch.tensor([0.0, 0.5], dtype=torch.float64)
+    ours = torch.tensor([1e-8, 0.5], dtype=torch.float64)
+    assert hypervolume.same_contributions(1.5e-8).problem(ours, theirs, ()) is None
+    assert hypervolume.same_contributions(0.0).problem(ours, theirs, ()) is not None
+    assert hypervolume.same_contributions(1.5e-8).problem(ours + 1e-7, theirs, ()) is not None
+
+
+@pytest.mark.parametrize("region", ["dominated", "non_dominated"])
+def test_boxes_of_another_volume_disagree(region: str) -> None:
+    import morlfast
+
+    points = hypervolume.fronts((2, 9, 3), "linear", torch.Generator().manual_seed(0))
+    boxes = morlfast.box_decomposition(points, 1.1, region=region, maximize=False)
+    theirs = torch.stack([-boxes.upper, -boxes.lower])
+    agreement = hypervolume.same_boxes(region)
+    assert agreement.problem(boxes, theirs, ()) is None
+    assert agreement.problem(boxes, theirs[:, :, 1:], ()) is not None
 
 
 def test_a_case_runs_from_the_command_line_to_json_and_back(tmp_path: Path) -> None:
