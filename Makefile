@@ -34,7 +34,11 @@ test: $(INSTALLED) $(VENV)/test.stamp ## the ordinary test suite
 	$(BIN)/python -m pytest $(SEPARATE:%=--ignore=%)
 
 # Suites with a process, a compiler or an hour of their own.
-SEPARATE := tests/triton tests/cuda tests/cuda_on_cpu
+SEPARATE := tests/triton tests/cuda tests/cuda_on_cpu tests/integrations
+
+.PHONY: integrations
+integrations: $(INSTALLED) $(VENV)/integrations.stamp ## drop-ins against pymoo, MORL-Baselines and BoTorch
+	$(BIN)/python -m pytest tests/integrations
 
 # ---- how a kernel is trusted, without a GPU ----
 
@@ -107,7 +111,7 @@ oldest: ## the suite on the oldest Python and torch of the metadata: PYTHON310=p
 
 .PHONY: full
 full: ## everything, for all architectures
-	$(MAKE) lint types test sanitize fuzz triton cuda-on-cpu packaging demo
+	$(MAKE) lint types test integrations sanitize fuzz triton cuda-on-cpu packaging demo
 	$(MAKE) compile-gate ARCHS=all
 
 .PHONY: clean
@@ -122,6 +126,13 @@ $(BIN)/python:
 
 $(VENV)/%.stamp: requirements/%.txt requirements/demo.txt requirements/test.txt requirements/constraints.txt | $(BIN)/python
 	$(PIP) install -r $<
+	@touch $@
+
+# MORL-Baselines comes alone: a pip requirement cannot say --no-deps for itself.
+$(VENV)/integrations.stamp: requirements/integrations.txt requirements/integrations-alone.txt requirements/demo.txt \
+		requirements/test.txt requirements/constraints.txt | $(BIN)/python
+	$(PIP) install -r $<
+	$(PIP) install --no-deps -r requirements/integrations-alone.txt
 	@touch $@
 
 # --no-deps: what it depends on is installed above, at its pins.

@@ -5,7 +5,6 @@
 #include <optional>
 #include <tuple>
 
-#include "morlfast/cuda/hypervolume.hpp"
 #include "operators.hpp"
 #include "tensor.hpp"
 
@@ -215,79 +214,6 @@ std::tuple<Result, Result, Result> boxes(const Tensor& points, const Tensor& ref
   return {std::move(*lower), std::move(*upper), std::move(counts)};
 }
 
-/// (fronts, n, m) float64 on a CUDA device, or the matching type and shape; contiguous.
-void require_cuda(const Tensor& tensor, const char* argument, int device_id, const Shape& shape, DLDataTypeCode code,
-                  int bits) {
-  bool fits = tensor.view.device.device_type == kDLCUDA && tensor.view.device.device_id == device_id &&
-              tensor.is(code, bits) && tensor.dims() == shape.dims;
-  int64_t stride = 1;
-  for (int d = shape.dims - 1; fits && d >= 0; --d) {
-    fits = tensor.size(d) == shape.sizes[d] && (tensor.size(d) == 1 || tensor.stride(d) == stride);
-    stride *= std::max<int64_t>(tensor.size(d), 1);
-  }
-  if (!fits)
-    throw nb::value_error(
-        (std::string(argument) + ": expected a contiguous CUDA tensor that fits points, got " + tensor.shape())
-            .c_str());
-}
-
-void require_cuda_build() {
-#ifndef MORLFAST_HAS_CUDA
-  throw std::runtime_error(
-      "hypervolume: the points are on a CUDA device, but this morlfast was built without nvcc; build it where nvcc is "
-      "on the PATH (MORLFAST_CUDA=ON makes its absence an error), or move the points to the CPU");
-#endif
-}
-
-Shape checked_fronts(const Tensor& points) {
-  const Shape shape = points.leading(0);
-  if (shape.dims != 3 || shape.sizes[2] < 1 || shape.sizes[2] > 3)
-    throw nb::value_error(("points: expected shape (fronts, n, m) with m in 1..3, got " + points.shape()).c_str());
-  require_cuda(points, "points", points.view.device.device_id, shape, kDLFloat, 64);
-  return shape;
-}
-
-Shape orders_shape(const Shape& points) {
-  return {3, {cuda::hypervolume_orders(static_cast<int>(points.sizes[2])), points.sizes[0], points.sizes[1]}};
-}
-
-std::pair<Result, Result> lexicographic_orders_cuda(const Tensor& points) {
-  const Shape shape = checked_fronts(points), orders = orders_shape(shape);
-  require_cuda_build();
-  Result order(points, orders, DLDataType{kDLInt, 32, 1}), rank(points, orders, DLDataType{kDLInt, 32, 1});
-#ifdef MORLFAST_HAS_CUDA
-  cuda::lexicographic_orders(reinterpret_cast<const double*>(points.data()), shape.sizes[0], shape.sizes[1],
-                             static_cast<int>(shape.sizes[2]), order.data<int32_t>(), rank.data<int32_t>(),
-                             static_cast<cudaStream_t>(points.current_stream()));
-#endif
-  return {std::move(order), std::move(rank)};
-}
-
-/// `order` and `rank` must be permutations of the rows: `morlfast._cuda.hypervolume` makes them.
-std::pair<Result, std::optional<Result>> hypervolume_cuda(const Tensor& points, const Tensor& ref_point,
-                                                          const Tensor& order, const Tensor& rank, bool gradient) {
-  const Shape shape = checked_fronts(points), orders = orders_shape(shape);
-  const int64_t fronts = shape.sizes[0];
-  const int device_id = points.view.device.device_id;
-  require_cuda(ref_point, "ref_point", device_id, Shape{2, {fronts, shape.sizes[2]}}, kDLFloat, 64);
-  require_cuda(order, "order", device_id, orders, kDLInt, 32);
-  require_cuda(rank, "rank", device_id, orders, kDLInt, 32);
-  require_cuda_build();
-  Result value(points, Shape{1, {fronts}}, points.view.dtype);
-  std::optional<Result> slopes;
-  if (gradient) slopes.emplace(points, shape, points.view.dtype);
-#ifdef MORLFAST_HAS_CUDA
-  const int64_t n = shape.sizes[1];
-  const int m = static_cast<int>(shape.sizes[2]);
-  Result scratch(points, Shape{1, {fronts * cuda::hypervolume_scratch(n, m)}}, points.view.dtype);
-  cuda::hypervolume(reinterpret_cast<const double*>(points.data()), reinterpret_cast<const double*>(ref_point.data()),
-                    reinterpret_cast<const int32_t*>(order.data()), reinterpret_cast<const int32_t*>(rank.data()),
-                    fronts, n, m, value.data<double>(), slopes ? slopes->data<double>() : nullptr,
-                    scratch.data<double>(), static_cast<cudaStream_t>(points.current_stream()));
-#endif
-  return {std::move(value), std::move(slopes)};
-}
-
 }  // namespace
 
 void define_hypervolume(nb::module_& module, nb::dict& schemas) {
@@ -319,8 +245,6 @@ void define_hypervolume(nb::module_& module, nb::dict& schemas) {
   define("hypervolume_subset", "(Tensor points, int k, Tensor ref_point, " + common + memory + ") -> Tensor");
   module.def("hypervolume_subset", &subset, "points"_a, "k"_a, "ref_point"_a, "maximize"_a = false,
              "nan_raises"_a = true, "lengths"_a = nb::none(), "max_memory"_a = kDefaultMaxMemory);
-  module.def("lexicographic_orders_cuda", &lexicographic_orders_cuda, "points"_a);
-  module.def("hypervolume_cuda", &hypervolume_cuda, "points"_a, "ref_point"_a, "order"_a, "rank"_a, "gradient"_a);
 }
 
 }  // namespace morlfast::bindings

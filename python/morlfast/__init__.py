@@ -7,12 +7,16 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = [
     "BoxDecomposition",
+    "Estimate",
+    "approximate_hypervolume",
     "box_decomposition",
     "group_advantages",
+    "hype_fitness",
     "hypervolume",
     "hypervolume_contributions",
     "hypervolume_improvement",
     "hypervolume_subset",
+    "infer_reference_point",
     "least_contributor",
     "non_dominated_sort",
     "select_tokens",
@@ -32,6 +36,12 @@ try:
         hypervolume_improvement,
         hypervolume_subset,
         least_contributor,
+    )
+    from morlfast.hypervolume_approximation import (
+        Estimate,
+        approximate_hypervolume,
+        hype_fitness,
+        infer_reference_point,
     )
     from morlfast.pareto import non_dominated_sort
     from morlfast.tokens import select_tokens

@@ -112,12 +112,38 @@ def nan_raises(nan: NanPolicy | None, points: Tensor, lengths: Tensor | None = N
     is_nan = torch.isnan(points).any(-1)
     if lengths is not None:
         is_nan &= torch.arange(points.shape[-2], device=points.device) < lengths[..., None]
+    raise_for_nan(is_nan, name)
+    return False
+
+
+def raise_for_nan(is_nan: Tensor, name: str) -> None:
+    """ValueError that names the first row with a NaN, (..., n); waits for the device."""
     rows = is_nan.nonzero()
     if len(rows) > 0:
         *batch, row = rows[0].tolist()
         where = f"row {row}" + (f" of batch index ({', '.join(map(str, batch))})" if batch else "")
         raise ValueError(f'{name}: expected no NaN, got NaN in {where}; pass nan="worst" to treat such rows as worst')
-    return False
+
+
+def as_ref_point(value: Any, points: Tensor, name: str = "ref_point") -> Tensor:
+    """(m,) or broadcastable to the batch shape + (m,), on the device of the points."""
+    objectives = points.shape[-1]
+    if isinstance(value, (float, int)):
+        return torch.full((objectives,), value, dtype=torch.float64, device=points.device)
+    ref_point = as_float32_or_64(value, name, device=points.device)
+    if points.device != ref_point.device:
+        same_device("points", points, name, ref_point)
+    shape = ref_point.shape
+    if len(shape) == 1 and shape[0] == objectives:
+        return ref_point
+    target = (*points.shape[:-2], objectives)
+    aligned = zip(reversed(shape), reversed(target), strict=False)
+    if len(shape) > len(target) or any(own not in (1, wanted) for own, wanted in aligned):
+        raise ValueError(
+            f"{name}: expected one value for each of {objectives} objectives, broadcastable to {tuple(target)}, "
+            f"got shape {tuple(shape)}"
+        )
+    return ref_point.expand(*shape[:-1], objectives)
 
 
 def same_device(first: str, tensor: Tensor, second: str, other: Tensor) -> None:

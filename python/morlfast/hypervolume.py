@@ -13,11 +13,11 @@ from torch.autograd import forward_ad
 from morlfast import _ops
 from morlfast._arguments import (
     NanPolicy,
-    as_float32_or_64,
     as_integer,
     as_lengths_or_mask,
     as_minimization,
     as_points,
+    as_ref_point,
     masked,
     nan_raises,
     objective_senses,
@@ -91,7 +91,8 @@ def hypervolume(
     tensor(0.)
     """
     fronts = _as_fronts(points, ref_point, maximize, lengths, mask, nan)
-    max_memory = _as_max_memory(max_memory)
+    if max_memory != _MAX_MEMORY:
+        max_memory = _as_max_memory(max_memory)
     if progress is not None:
         if not callable(progress):
             raise TypeError(f"progress: expected a function of (done, total), got {progress!r}")
@@ -443,7 +444,7 @@ def _as_fronts(
     points = as_points(points, name)
     if not 1 <= points.shape[-1] <= _MAX_OBJECTIVES:
         raise ValueError(f"{name}: expected 1 to {_MAX_OBJECTIVES} objectives, got shape {tuple(points.shape)}")
-    ref_point = _as_ref_point(ref_point, points)
+    ref_point = as_ref_point(ref_point, points)
     if lengths is not None or mask is not None:
         lengths, mask = as_lengths_or_mask(lengths, mask, points)
     maximize, points, (ref_point,) = as_minimization(points, maximize, ref_point)
@@ -457,27 +458,6 @@ def _as_max_memory(max_memory: Any) -> int:
     if value < 1:
         raise ValueError(f"max_memory: expected at least 1 byte, got {max_memory}")
     return min(value, 2**62)
-
-
-def _as_ref_point(value: Any, points: Tensor) -> Tensor:
-    """(m,) or broadcastable to the batch shape + (m,), on the device of the points."""
-    objectives = points.shape[-1]
-    if isinstance(value, (float, int)):
-        return torch.full((objectives,), value, dtype=torch.float64, device=points.device)
-    ref_point = as_float32_or_64(value, "ref_point", device=points.device)
-    if points.device != ref_point.device:
-        same_device("points", points, "ref_point", ref_point)
-    shape = ref_point.shape
-    if len(shape) == 1 and shape[0] == objectives:
-        return ref_point
-    target = (*points.shape[:-2], objectives)
-    aligned = zip(reversed(shape), reversed(target), strict=False)
-    if len(shape) > len(target) or any(own not in (1, wanted) for own, wanted in aligned):
-        raise ValueError(
-            f"ref_point: expected one value for each of {objectives} objectives, broadcastable to {tuple(target)}, "
-            f"got shape {tuple(shape)}"
-        )
-    return ref_point.expand(*shape[:-1], objectives)
 
 
 def _contributions(fronts: _Fronts, dominated: str, max_memory: int) -> Tensor:

@@ -17,8 +17,9 @@ from morlfast._arguments import (
     as_minimization,
     as_number,
     as_points,
+    as_ref_point,
+    raise_for_nan,
 )
-from morlfast.hypervolume import _as_ref_point
 from morlfast.pareto import non_dominated_sort
 
 Method = Literal["polar", "box"]
@@ -287,7 +288,7 @@ def infer_reference_point(
         raise ValueError(f"points: expected at least one objective, got shape {tuple(points.shape)}")
     limit = torch.full((m,), math.nan, dtype=torch.float64, device=points.device)
     if max_ref_point is not None:
-        limit = _as_ref_point(max_ref_point, points).detach().double()
+        limit = as_ref_point(max_ref_point, points, "max_ref_point").detach().double()
     rows, raises = _rows(points, lengths, mask, nan)
     maximized, signs, _ = as_minimization(torch.ones(m, dtype=torch.float64, device=points.device), maximize)
     signs = signs if maximized else -signs  # with them everything is maximized
@@ -333,10 +334,8 @@ def _rows(points: Tensor, lengths: Any, mask: Any, nan: NanPolicy | None) -> tup
             raise ValueError(f"lengths: expected values from 0 to {n}, got {int(lengths[outside][0])}")
         rows = torch.arange(n, device=points.device) < lengths[..., None]
     missing = rows & points.detach().isnan().any(-1)
-    if raises and bool(missing.any()):
-        *batch, row = missing.nonzero()[0].tolist()
-        where = f"row {row}" + (f" of batch index ({', '.join(map(str, batch))})" if batch else "")
-        raise ValueError(f'points: expected no NaN, got NaN in {where}; pass nan="worst" to treat such rows as worst')
+    if raises:
+        raise_for_nan(missing, "points")
     return rows & ~missing, raises
 
 
@@ -350,7 +349,7 @@ def _gains(
     *batch, n, m = points.shape
     if m < 1:
         raise ValueError(f"points: expected at least one objective, got shape {tuple(points.shape)}")
-    ref_point = _as_ref_point(ref_point, points).detach()
+    ref_point = as_ref_point(ref_point, points).detach()
     rows, raises = _rows(points, lengths, mask, nan)
     unknown = ref_point.isnan()
     if raises and bool(unknown.any()):
