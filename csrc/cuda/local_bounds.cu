@@ -42,7 +42,7 @@ namespace {
 using Word = std::uint32_t;  // a rank in the high half; in the low half the position of the point that defines it
 constexpr int kLanes = 32;
 constexpr int kNearWords = 1536;  // of a list in shared memory: 6 KB a warp, 25 warps and more a multiprocessor
-constexpr int kExactDepth = 5;    // up to here a kernel for each D, from there on one for all
+constexpr int kExactDepth = 4;    // up to here a kernel for each D, from there on one for all: registers run out
 constexpr int kMostDepth = kMaxBoundsObjectives - 1;
 constexpr int kSegment = 64;   // bounds that are not halved for want of a share, only for want of memory
 constexpr int kThreads = 128;  // of the kernels around
@@ -61,11 +61,11 @@ struct Sweep {
   std::int64_t tasks_a_front;
   int first_own;
 
-  int cuts, part, parts;     // 2^cuts regions; those of a part are parts apart
-  std::int64_t regions;      // of this part
-  unsigned long long* next;  // the first task that no warp has taken
-  Word* spill;               // (warps, m - 1, spilled)
-  int capacity, spilled;     // bounds of a list: all, and those beyond shared memory
+  int cuts, part, parts;        // 2^cuts regions; those of a part are parts apart
+  std::int64_t regions;         // of this part
+  unsigned long long* next;     // the first task that no warp has taken
+  Word* spill;                  // (warps, m - 1, spilled)
+  int capacity, near, spilled;  // bounds of a list: all, those in shared memory, those beyond
 
   double* volume;       // (fronts, tasks_a_front, regions)
   double* areas;        // (fronts, regions, n)  by position: what each point covers and none before it
@@ -98,7 +98,7 @@ class Words {
 
  private:
   Read read_;
-  Word held_[kMost <= kExactDepth ? kMost : 1];
+  Word held_[kMost <= kExactDepth ? kMost : 1] = {};
 };
 
 template <int kMost, class Read>
@@ -108,9 +108,9 @@ __device__ Words<kMost, Read> words(bool active, const Read& read) {
 
 // One warp a block. kMost: D, or the largest D from kExactDepth on. kComplement: what is undominated, in the
 // box from `low` if there is one; otherwise what is dominated. kEmit: boxes instead of their volume.
-template <int kMost, bool kComplement, bool kEmit, int kWords>
+template <int kMost, bool kComplement, bool kEmit>
 __global__ __launch_bounds__(kLanes, 20) void follow_bounds(const Sweep s) {
-  __shared__ Word shared_words[kWords];
+  __shared__ Word near_words[kNearWords];
   __shared__ Word edges[kMost * kLanes];  // of 32 points: a bound is beyond a point iff its words are larger
   __shared__ int killed[2 * kLanes];      // slots
   __shared__ int from[kMost], to[kMost];  // the region, in ranks
@@ -118,10 +118,10 @@ __global__ __launch_bounds__(kLanes, 20) void follow_bounds(const Sweep s) {
   const int depth = kMost <= kExactDepth ? kMost : s.m - 1;
   const int n = s.n, lane = threadIdx.x;
   const unsigned below = (1u << lane) - 1;
-  const int near = kWords / depth;
   Word* const spill = s.spill + std::int64_t{blockIdx.x} * depth * s.spilled;
   const auto word = [&](int d, int slot) -> Word& {
-    return slot < near ? shared_words[d * near + slot] : spill[std::int64_t{d} * s.spilled + (slot - near)];
+    return slot < s.near ? near_words[d * (kNearWords / depth) + slot]
+                         : spill[std::int64_t{d} * s.spilled + (slot - s.near)];
   };
   const auto rank_of = [](Word w) { return static_cast<int>(w >> 16); };
   const auto point_of = [](Word w) { return static_cast<int>(w & 0xffffu); };
@@ -134,15 +134,16 @@ __global__ __launch_bounds__(kLanes, 20) void follow_bounds(const Sweep s) {
     const std::int64_t corner = task / s.regions;
     const std::int64_t front = corner / s.tasks_a_front;
     const std::int64_t region = s.part + s.parts * static_cast<std::int64_t>(task % s.regions);
-    const int own = s.first_own < 0 ? kNone : s.first_own + static_cast<int>(corner % s.tasks_a_front);
+    const int own = !kComplement || s.first_own < 0 ? kNone : s.first_own + static_cast<int>(corner % s.tasks_a_front);
     const double* const ref = s.ref + front * s.m;
     const double* const values = s.values + front * s.m * (n + 2);
     const std::int32_t* const ranks = s.ranks + front * depth * (n + 1);
     const std::int32_t* const order = s.order + front * n;
     const std::uint8_t* const counts = s.counts + front * n;
     const double* const sweep_values = values + std::int64_t{s.axis} * (n + 2);
-    const double* const low = s.low == nullptr ? nullptr : s.low + corner * s.m;
-    double* const areas = s.areas == nullptr ? nullptr : s.areas + static_cast<std::int64_t>(task) * n;
+    const double* const low = !kComplement || s.low == nullptr ? nullptr : s.low + corner * s.m;
+    double* const areas =
+        kComplement || kEmit || s.areas == nullptr ? nullptr : s.areas + static_cast<std::int64_t>(task) * n;
     const double sweep_low = low == nullptr ? sweep_values[0] : low[s.axis];
 
     __syncwarp();  // everybody has left the last task's region
@@ -185,7 +186,10 @@ __global__ __launch_bounds__(kLanes, 20) void follow_bounds(const Sweep s) {
     std::int64_t boxes = 0;
     // The segment at work, slots base .. top, of which `dead` hold no bound (word 0 is 0); those that wait.
     int base = 0, top = 1, dead = 0, waiting = 0, position = 1;
-    if (empty) top = 0;
+    bool nan = false;
+    if (kEmit)
+      for (int k = 0; k < s.m; ++k) nan |= ref[k] != ref[k];
+    if (empty || nan) top = 0;
 
     const auto recount = [&] {
       dead = 0;
@@ -381,10 +385,14 @@ __global__ __launch_bounds__(kLanes, 20) void follow_bounds(const Sweep s) {
       volume = warp_sum(volume);
       if (lane == 0) s.volume[task] = volume;
     } else {
+      boxes += nan;  // one box of NaN
       if (lane == 0) s.boxes[front] = boxes;
-      if (s.lower != nullptr)
-        for (std::int64_t i = boxes * s.m + lane; i < s.most_boxes * s.m; i += kLanes)
-          s.lower[front * s.most_boxes * s.m + i] = s.upper[front * s.most_boxes * s.m + i] = ref[i % s.m];
+      if (s.lower != nullptr) {
+        for (std::int64_t i = (nan ? 0 : boxes * s.m) + lane; i < s.most_boxes * s.m; i += kLanes) {
+          const double value = i < boxes * s.m ? NAN : ref[i % s.m];
+          s.lower[front * s.most_boxes * s.m + i] = s.upper[front * s.most_boxes * s.m + i] = value;
+        }
+      }
     }
   }
 }
@@ -479,24 +487,24 @@ std::int64_t least_capacity(std::int64_t n, int m) { return 1 + 2 * (m - 2) * n;
 struct Plan {
   int cuts = 0;
   std::int64_t regions = 1;  // of this part
-  std::int64_t warps = 0, capacity = 0, spilled = 0;
+  std::int64_t warps = 0, capacity = 0, near = 0, spilled = 0;
   std::int64_t next = 0, values = 0, ranks = 0, volume = 0, areas = 0, spill = 0, bytes = 0;  // offsets
 };
 
 void check(std::int64_t fronts, std::int64_t n, int m, std::int64_t tasks = 1) {
   if (m < 2 || m > kMaxBoundsObjectives)
-    throw std::invalid_argument(
-        "morlfast: local bounds take 2 to 16 objectives on a CUDA device; move the points to "
-        "the CPU for more");
+    throw std::invalid_argument("points: on a CUDA device up to 16 objectives, got " + std::to_string(m) +
+                                "; move the points to the CPU for more");
   if (n < 0 || n > kMaxBoundsPoints)
     throw std::invalid_argument(
-        "morlfast: local bounds take up to 65534 points a front on a CUDA device; drop "
-        "dominated points, or move the points to the CPU");
-  if (fronts < 0 || tasks < 0 || fronts > std::numeric_limits<std::int32_t>::max() ||
-      tasks > std::numeric_limits<std::int32_t>::max() || (fronts > 0 && tasks > (std::int64_t{1} << 33) / fronts))
+        "points: on a CUDA device up to 65534 points a front (but for the hypervolume of up to "
+        "3 objectives), got " +
+        std::to_string(n) + "; drop dominated points, or move the points to the CPU");
+  constexpr std::int64_t kMany = std::numeric_limits<std::int32_t>::max();
+  if (fronts < 0 || tasks < 0 || fronts > kMany || tasks > kMany || (tasks > 0 && fronts > 4 * kMany / tasks))
     throw std::invalid_argument(
-        "morlfast: local bounds take up to 2147483647 fronts and 8589934592 volumes at once; "
-        "split the batch");
+        "points: on a CUDA device up to 2147483647 fronts and 8589934588 exclusive volumes at "
+        "once; split the batch");
 }
 
 // cuts: 2^cuts regions a front, or kChosen. areas: whether each region needs a place for each point. words: of a
@@ -505,7 +513,7 @@ Plan plan_for(const Fronts& f, std::int64_t tasks, int cuts, bool areas, std::in
               int words = kNearWords) {
   check(f.fronts, f.n, f.m, tasks);
   if (part.parts < 1 || part.parts > kMaxRegions || part.part < 0 || part.part >= part.parts)
-    throw std::invalid_argument("morlfast: expected 0 <= part < parts <= 1048576");
+    throw std::invalid_argument("part: expected 0 <= part < parts <= 1048576");
   const int depth = f.m - 1;
   Plan plan;
   const std::int64_t least = least_capacity(f.n, f.m);
@@ -534,7 +542,8 @@ Plan plan_for(const Fronts& f, std::int64_t tasks, int cuts, bool areas, std::in
   const std::int64_t slots = max_memory / bytes_a_slot;
   plan.warps = std::min({kWarps, f.fronts * tasks * plan.regions, slots / least});
   plan.capacity = plan.warps == 0 ? least : std::min(slots / plan.warps, least + 1024);
-  plan.spilled = std::max<std::int64_t>(plan.capacity - words / depth, 0);
+  plan.near = words / depth;
+  plan.spilled = std::max<std::int64_t>(plan.capacity - plan.near, 0);
 
   const auto take = [&plan](std::int64_t bytes) {
     const std::int64_t at = plan.bytes;
@@ -555,17 +564,15 @@ T* at(void* scratch, std::int64_t offset) {
   return reinterpret_cast<T*>(static_cast<char*>(scratch) + offset);
 }
 
-template <bool kComplement, bool kEmit, int kWords>
+template <bool kComplement, bool kEmit>
 void follow(const Sweep& sweep, std::int64_t warps, cudaStream_t stream) {
-  auto kernel = follow_bounds<kMostDepth, kComplement, kEmit, kWords>;
+  auto kernel = follow_bounds<kMostDepth, kComplement, kEmit>;
   const int depth = sweep.m - 1;
   if constexpr (!kEmit) {
-    if (depth == 1) kernel = follow_bounds<1, kComplement, kEmit, kWords>;
-    if (depth == 2) kernel = follow_bounds<2, kComplement, kEmit, kWords>;
-    if (depth == 3) kernel = follow_bounds<3, kComplement, kEmit, kWords>;
-    if (depth == 4) kernel = follow_bounds<4, kComplement, kEmit, kWords>;
-    if constexpr (!kComplement)  // which needs more registers than there are at D = 5
-      if (depth == 5) kernel = follow_bounds<5, kComplement, kEmit, kWords>;
+    if (depth == 1) kernel = follow_bounds<1, kComplement, kEmit>;
+    if (depth == 2) kernel = follow_bounds<2, kComplement, kEmit>;
+    if (depth == 3) kernel = follow_bounds<3, kComplement, kEmit>;
+    if (depth == 4) kernel = follow_bounds<4, kComplement, kEmit>;
   }
   const cudaError_t status = cudaMemsetAsync(sweep.next, 0, sizeof(*sweep.next), stream);
   if (status != cudaSuccess) throw std::runtime_error(std::string("morlfast: ") + cudaGetErrorString(status));
@@ -589,18 +596,18 @@ Sweep prepare(const Fronts& f, int axis, const Plan& plan, Part part, void* scra
   sweep.cuts = plan.cuts, sweep.part = part.part, sweep.parts = part.parts, sweep.regions = plan.regions;
   sweep.next = at<unsigned long long>(scratch, plan.next);
   sweep.spill = at<Word>(scratch, plan.spill);
-  sweep.capacity = static_cast<int>(plan.capacity), sweep.spilled = static_cast<int>(plan.spilled);
+  sweep.capacity = static_cast<int>(plan.capacity), sweep.near = static_cast<int>(plan.near);
+  sweep.spilled = static_cast<int>(plan.spilled);
   return sweep;
 }
 
-template <int kWords>
 void dominated_volume_in(const Fronts& f, const Plan& plan, Part part, double* value, double* gradient, void* scratch,
                          cudaStream_t stream) {
   for (int axis = gradient == nullptr ? f.m - 1 : 0; axis < f.m; ++axis) {  // the last one's volume stays
     Sweep sweep = prepare(f, axis, plan, part, scratch, stream);
     sweep.volume = at<double>(scratch, plan.volume);
     sweep.areas = gradient == nullptr ? nullptr : at<double>(scratch, plan.areas);
-    follow<false, false, kWords>(sweep, plan.warps, stream);
+    follow<false, false>(sweep, plan.warps, stream);
     if (gradient != nullptr && f.n > 0)
       launch(sum_areas, grid_of(f.fronts, tiles_for(f.n)), kThreads, stream, sweep.areas, sweep.order, sweep.n, f.m,
              axis, plan.regions, gradient);
@@ -609,23 +616,21 @@ void dominated_volume_in(const Fronts& f, const Plan& plan, Part part, double* v
          f.m, f.fronts, std::int64_t{1}, plan.regions, value);
 }
 
-template <int kWords>
 void exclusive_volume_in(const Fronts& f, const Plan& plan, const double* low, const std::int32_t* low_rank,
                          std::int64_t tasks, int first_own, double* volume, void* scratch, cudaStream_t stream) {
   Sweep sweep = prepare(f, f.m - 1, plan, Part{}, scratch, stream);
   sweep.low = low, sweep.low_rank = low_rank, sweep.tasks_a_front = tasks, sweep.first_own = first_own;
   sweep.volume = at<double>(scratch, plan.volume);
-  follow<true, false, kWords>(sweep, plan.warps, stream);
+  follow<true, false>(sweep, plan.warps, stream);
   launch(sum_regions, grid_of(tiles_for(f.fronts * tasks * kLanes)), kThreads, stream, sweep.volume, f.ref, f.m,
          f.fronts * tasks, tasks, plan.regions, volume);
 }
 
-template <int kWords>
 void boxes_in(const Fronts& f, const Plan& plan, bool dominated, std::int64_t boxes, std::int64_t* counts,
               double* lower, double* upper, void* scratch, cudaStream_t stream) {
   Sweep sweep = prepare(f, f.m - 1, plan, Part{}, scratch, stream);
   sweep.boxes = counts, sweep.most_boxes = boxes, sweep.lower = lower, sweep.upper = upper;
-  (dominated ? follow<false, true, kWords> : follow<true, true, kWords>)(sweep, plan.warps, stream);
+  (dominated ? follow<false, true> : follow<true, true>)(sweep, plan.warps, stream);
 }
 
 }  // namespace
@@ -645,7 +650,7 @@ void dominated_volume(const Fronts& fronts, std::int64_t max_memory, Part part, 
                       void* scratch, cudaStream_t stream) {
   const Plan plan = plan_for(fronts, 1, kChosen, gradient != nullptr, max_memory, part);
   if (fronts.fronts == 0) return;
-  dominated_volume_in<kNearWords>(fronts, plan, part, value, gradient, scratch, stream);
+  dominated_volume_in(fronts, plan, part, value, gradient, scratch, stream);
 }
 
 std::int64_t exclusive_volume_scratch(const Fronts& fronts, std::int64_t tasks, std::int64_t max_memory) {
@@ -656,7 +661,7 @@ void exclusive_volume(const Fronts& fronts, const double* low, const std::int32_
                       int first_own, std::int64_t max_memory, double* volume, void* scratch, cudaStream_t stream) {
   const Plan plan = plan_for(fronts, tasks, kChosen, false, max_memory, Part{});
   if (fronts.fronts == 0 || tasks == 0) return;
-  exclusive_volume_in<kNearWords>(fronts, plan, low, low_rank, tasks, first_own, volume, scratch, stream);
+  exclusive_volume_in(fronts, plan, low, low_rank, tasks, first_own, volume, scratch, stream);
 }
 
 std::int64_t boxes_scratch(const Fronts& fronts, std::int64_t max_memory) {
@@ -667,7 +672,7 @@ void boxes(const Fronts& fronts, bool dominated, std::int64_t max_memory, std::i
            double* lower, double* upper, void* scratch, cudaStream_t stream) {
   const Plan plan = plan_for(fronts, 1, 0, false, max_memory, Part{});
   if (fronts.fronts == 0) return;
-  boxes_in<kNearWords>(fronts, plan, dominated, boxes, counts, lower, upper, scratch, stream);
+  boxes_in(fronts, plan, dominated, boxes, counts, lower, upper, scratch, stream);
 }
 
 }  // namespace morlfast::cuda

@@ -3,12 +3,12 @@
 //   in   what near m fronts n tasks first_own cuts part parts max_memory  points (fronts, n, m)  ref (fronts, m)
 //        counts (fronts, n)  low (fronts, tasks, m)
 //          what: volume, gradient, exclusive, boxes-dominated, boxes-rest, dominated-rows, orders
-//          near: 64 words of a list in shared memory and that many cuts; 0: as many as the library takes
+//          near: words of a list in shared memory; 0: these, and the cuts, are the library's
 //          first_own: the corners `low` are rows from there on and `low` is not read; -1: they are no rows
 //   out  volume    value (fronts,)
 //        gradient  value (fronts,)  gradient (fronts, n, m)
 //        exclusive volume (fronts, tasks)
-//        boxes-*   counts (fronts,)  lower (fronts, K, m)  upper (fronts, K, m)  where K is the largest count
+//        boxes-*   counts (fronts,) twice  lower (fronts, K, m)  upper (fronts, K, m)  where K is the largest count
 //        dominated-rows  (fronts, n)
 //        orders    (m, fronts, n)
 //        one line a case
@@ -27,8 +27,6 @@
 namespace {
 
 using namespace morlfast::cuda;
-
-constexpr int kTestWords = 64;
 
 double next_number() {
   std::string word;
@@ -89,7 +87,7 @@ void run_case(const std::string& what) {
     } else {
       const Plan plan = plan_for(given, 1, cuts, gradient_data != nullptr, max_memory, part, near);
       auto bytes = scratch(plan.bytes);
-      dominated_volume_in<kTestWords>(given, plan, part, value.data(), gradient_data, bytes.data(), nullptr);
+      dominated_volume_in(given, plan, part, value.data(), gradient_data, bytes.data(), nullptr);
     }
     print(value);
     print(gradient);
@@ -102,8 +100,8 @@ void run_case(const std::string& what) {
     } else {
       const Plan plan = plan_for(given, tasks, cuts, false, max_memory, Part{}, near);
       auto bytes = scratch(plan.bytes);
-      exclusive_volume_in<kTestWords>(given, plan, low.data(), low_rank.data(), tasks, first_own, volume.data(),
-                                      bytes.data(), nullptr);
+      exclusive_volume_in(given, plan, low.data(), low_rank.data(), tasks, first_own, volume.data(), bytes.data(),
+                          nullptr);
     }
     print(volume);
   } else if (what == "boxes-dominated" || what == "boxes-rest") {
@@ -115,7 +113,7 @@ void run_case(const std::string& what) {
       if (near == 0)
         boxes(given, dominated, max_memory, most, counted, lower, upper, bytes.data(), nullptr);
       else
-        boxes_in<kTestWords>(given, plan, dominated, most, counted, lower, upper, bytes.data(), nullptr);
+        boxes_in(given, plan, dominated, most, counted, lower, upper, bytes.data(), nullptr);
     };
     decompose(0, found.data(), nullptr, nullptr);
     const std::int64_t most = *std::max_element(found.begin(), found.end());

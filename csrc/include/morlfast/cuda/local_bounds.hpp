@@ -61,7 +61,8 @@ void exclusive_volume(const Fronts& fronts, const double* low, const std::int32_
                       int first_own, std::int64_t max_memory, double* volume, void* scratch, cudaStream_t stream);
 
 // Disjoint boxes: of the region that the front dominates within ref (`dominated`), or of the rest of
-// (-inf, ref). A front has counts boxes; those from there to `boxes` are (ref, ref).
+// (-inf, ref). A front has counts boxes; those from there to `boxes` are (ref, ref). With NaN in ref it has one
+// box of NaN.
 //   counts        (fronts,)           out
 //   lower, upper  (fronts, boxes, m)  out; both null to count
 //   scratch       bytes of boxes_scratch() with the same arguments
