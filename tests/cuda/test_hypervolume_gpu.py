@@ -7,7 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from morlfast import hypervolume
+from morlfast import (
+    box_decomposition,
+    hypervolume,
+    hypervolume_contributions,
+    hypervolume_improvement,
+    hypervolume_subset,
+    least_contributor,
+)
 from torch import Tensor
 
 pytestmark = pytest.mark.gpu
@@ -65,7 +72,101 @@ def test_agrees_with_the_cpu(batch_and_n: tuple[int, ...], m: int, dtype: torch.
     assert_like_cpu(fronts(*batch_and_n, m, dtype=dtype), torch.ones(m, dtype=dtype), maximize=False)
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("batch_and_n", "m"),
+    [
+        *[(shape, m) for m in (4, 5, 8, 16) for shape in [(1,), (7,), (0,), (0, 5), (3, 0), (2, 3, 12)]],
+        ((512, 128), 4),
+        ((128, 128), 5),
+        ((16, 70), 6),
+        ((2, 30), 9),
+        ((2000,), 4),
+        ((500,), 5),
+    ],
+    ids=str,
+)
+def test_many_objectives_agree_with_the_cpu(batch_and_n: tuple[int, ...], m: int, dtype: torch.dtype) -> None:
+    assert_like_cpu(fronts(*batch_and_n, m, dtype=dtype), torch.ones(m, dtype=dtype), maximize=False)
+
+
+def test_the_least_memory_and_pieces_give_the_same() -> None:
+    points = fronts(3, 60, 6).cuda()
+    expected = hypervolume(points.cpu(), 1.0, maximize=False)
+    for options in ({"max_memory": 20_000}, {"progress": lambda done, total: None}):
+        found = hypervolume(points, 1.0, maximize=False, **options)
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="max_memory"):
+        hypervolume(points, 1.0, maximize=False, max_memory=1000)
+
+
+FAMILY = [(1, 40), (2, 200), (3, 200), (4, 60), (5, 40), (7, 15)]  # m, n
+
+
+@pytest.mark.parametrize("dominated", ["count", "ignore"])
+@pytest.mark.parametrize(("m", "n"), FAMILY)
+def test_contributions_agree_with_the_cpu(m: int, n: int, dominated: str) -> None:
+    points, lengths = fronts(4, n, m), torch.tensor([n, 0, 1, n // 2])
+    options = {"maximize": False, "dominated": dominated}
+    expected = hypervolume_contributions(points, 1.0, lengths=lengths, **options)
+    found = hypervolume_contributions(points.cuda(), 1.0, lengths=lengths.cuda(), **options)
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-13)
+    least = least_contributor(points.cuda(), 1.0, lengths=lengths.cuda(), **options)
+    assert torch.equal(least.cpu(), least_contributor(points, 1.0, lengths=lengths, **options))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize(("m", "n"), FAMILY)
+def test_improvements_agree_with_the_cpu(m: int, n: int, joint: bool) -> None:
+    points = fronts(3, n, m)
+    candidates = fronts(3, 20, 3, m, seed=1) if joint else fronts(3, 50, m, seed=1)
+    candidates[0, 0] = points[0, 0]
+    expected = hypervolume_improvement(candidates, points, 1.0, maximize=False, joint=joint)
+    found = hypervolume_improvement(candidates.cuda(), points.cuda(), 1.0, maximize=False, joint=joint)
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize(("m", "n"), FAMILY)
+def test_boxes_fill_what_they_should(m: int, n: int) -> None:
+    points = fronts(3, n, m)
+    boxes = box_decomposition(points.cuda(), 1.0, region="dominated", maximize=False)
+    volume = (boxes.upper - boxes.lower).prod(-1).sum(-1)
+    torch.testing.assert_close(volume.cpu(), hypervolume(points, 1.0, maximize=False), rtol=1e-11, atol=0)
+    rest = box_decomposition(points.cuda(), 1.0, region="non_dominated", maximize=False)
+    expected = box_decomposition(points, 1.0, region="non_dominated", maximize=False)
+    volume, expected = ((b.upper - b.lower.clamp(min=-1.0)).prod(-1).sum(-1).cpu() for b in (rest, expected))
+    torch.testing.assert_close(volume, expected, rtol=1e-11, atol=0)
+    with pytest.raises(MemoryError, match="max_memory"):
+        box_decomposition(points.cuda(), 1.0, region="non_dominated", maximize=False, max_memory=10)
+
+
+@pytest.mark.parametrize(("m", "n"), FAMILY)
+def test_subsets_agree_with_the_cpu(m: int, n: int) -> None:
+    points = fronts(2, n, m)
+    picks = hypervolume_subset(points.cuda(), 5, 1.0, maximize=False).cpu()
+    assert torch.equal(picks, hypervolume_subset(points, 5, 1.0, maximize=False))
+
+
+@pytest.mark.parametrize(("m", "n"), [(2, 2500), (3, 100), (4, 60), (5, 40)])
+def test_the_family_does_not_synchronize_and_repeats_its_bits(m: int, n: int) -> None:
+    points, ref_point = fronts(2, n, m).cuda(), torch.ones(m, dtype=torch.float64, device="cuda")
+    candidates = fronts(2, 4, 2, m, seed=1).cuda()
+
+    def family() -> tuple[Tensor, ...]:
+        return (
+            hypervolume_contributions(points, ref_point, maximize=False, dominated="ignore"),
+            hypervolume_improvement(candidates, points, ref_point, maximize=False, joint=True),
+            hypervolume_improvement(candidates[:, :, 0], points, ref_point, maximize=False),
+            hypervolume_subset(points, 3, ref_point, maximize=False),
+        )
+
+    first = family()
+    with no_synchronization():
+        again = family()
+    assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
 def test_maximization_mirrors(m: int) -> None:
     assert_like_cpu(-fronts(6, 200, m), -torch.ones(m, dtype=torch.float64), maximize=True)
     senses = [k % 2 == 0 for k in range(m)]
@@ -73,20 +174,19 @@ def test_maximization_mirrors(m: int) -> None:
     assert_like_cpu(signs * fronts(6, 200, m), signs, maximize=senses)
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
 def test_a_reference_point_for_each_front_and_any_strides(m: int) -> None:
     points = fronts(m, 90, 4).permute(2, 1, 0)
     assert_like_cpu(points, 1 + fronts(4, m, seed=1), maximize=False)
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
 def test_points_beyond_lengths_do_not_count(m: int) -> None:
     lengths = torch.tensor([0, 1, 40, 70])
     assert_like_cpu(fronts(4, 70, m), torch.ones(m, dtype=torch.float64), maximize=False, lengths=lengths)
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
-@pytest.mark.parametrize("n", [50, 4000])
+@pytest.mark.parametrize(("m", "n"), [*((m, n) for m in (1, 2, 3) for n in (50, 4000)), (4, 50), (5, 30)])
 def test_nan_rows_contribute_nothing(m: int, n: int) -> None:
     points = fronts(3, n, m)
     points[1, ::3, -1] = float("nan")
@@ -97,8 +197,7 @@ def test_nan_rows_contribute_nothing(m: int, n: int) -> None:
         hypervolume(points.cuda(), 1.0, maximize=False, nan="raise")
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
-@pytest.mark.parametrize("n", [50, 4000])
+@pytest.mark.parametrize(("m", "n"), [*((m, n) for m in (1, 2, 3) for n in (50, 4000)), (4, 50), (5, 30)])
 def test_nan_in_the_reference_point_is_nan_for_its_front_alone(m: int, n: int) -> None:
     ref_point = torch.ones(3, m, dtype=torch.float64)
     ref_point[1, 0] = float("nan")
@@ -106,7 +205,7 @@ def test_nan_in_the_reference_point_is_nan_for_its_front_alone(m: int, n: int) -
     assert value.isnan().tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
 def test_infinite_coordinates(m: int) -> None:
     points = fronts(4, 60, m)
     points[0, 3, 0] = -torch.inf
@@ -116,8 +215,16 @@ def test_infinite_coordinates(m: int) -> None:
     assert_like_cpu(points, ref_point, maximize=False)
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
-@pytest.mark.parametrize("shape", [(64, 128), (1, 20_000)], ids=str)
+@pytest.mark.parametrize(
+    ("m", "shape"),
+    [
+        *((m, shape) for m in (1, 2, 3) for shape in [(64, 128), (1, 20_000)]),
+        (4, (64, 128)),
+        (4, (1, 2000)),
+        (6, (3, 60)),
+    ],
+    ids=str,
+)
 def test_the_same_bits_every_time(m: int, shape: tuple[int, int]) -> None:
     points, ref_point = fronts(*shape, m).cuda(), torch.ones(m, dtype=torch.float64, device="cuda")
     first = value_and_gradients(points, ref_point, maximize=False)
@@ -126,8 +233,7 @@ def test_the_same_bits_every_time(m: int, shape: tuple[int, int]) -> None:
         assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
-@pytest.mark.parametrize("n", [128, 4000])
+@pytest.mark.parametrize(("m", "n"), [*((m, n) for m in (1, 2, 3) for n in (128, 4000)), (4, 128), (4, 2500), (6, 40)])
 def test_nothing_synchronizes(m: int, n: int) -> None:
     points = fronts(8, n, m).cuda().requires_grad_()
     ref_point = torch.ones(m, device="cuda", requires_grad=True)
@@ -138,8 +244,7 @@ def test_nothing_synchronizes(m: int, n: int) -> None:
     assert points.grad is not None
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
-@pytest.mark.parametrize("n", [128, 4000])
+@pytest.mark.parametrize(("m", "n"), [*((m, n) for m in (1, 2, 3) for n in (128, 4000)), (4, 128), (4, 2500), (6, 40)])
 def test_runs_on_the_current_stream(m: int, n: int) -> None:
     host = fronts(8, n, m)
     points = torch.full_like(host, torch.nan, device="cuda")
@@ -154,8 +259,7 @@ def test_runs_on_the_current_stream(m: int, n: int) -> None:
     torch.testing.assert_close(value.cpu(), hypervolume(host, 1.0, maximize=False), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
-@pytest.mark.parametrize("n", [128, 4000])
+@pytest.mark.parametrize(("m", "n"), [*((m, n) for m in (1, 2, 3) for n in (128, 4000)), (4, 128), (4, 2500), (6, 40)])
 def test_a_graph_replays_on_new_points(m: int, n: int) -> None:
     points, ref_point = fronts(8, n, m).cuda(), torch.ones(m, dtype=torch.float64, device="cuda")
     warm_up = torch.cuda.Stream()
