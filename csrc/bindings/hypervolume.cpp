@@ -165,7 +165,8 @@ Result subset(const Tensor& points, int64_t k, const Tensor& ref_point, bool max
               const std::optional<Tensor>& lengths, int64_t max_memory) {
   require_points(points);
   if (k < 0 || k > points.size(-2))
-    throw nb::value_error(("k: expected 0 to " + std::to_string(points.size(-2)) + ", got " + std::to_string(k)).c_str());
+    throw nb::value_error(
+        ("k: expected 0 to " + std::to_string(points.size(-2)) + ", got " + std::to_string(k)).c_str());
   Shape shape = points.leading(1);
   shape.sizes[shape.dims - 1] = k;
   Result picks(points, shape, DLDataType{kDLInt, 64, 1});

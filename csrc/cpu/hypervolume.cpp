@@ -201,7 +201,8 @@ void hypervolume_in_regions(const Fronts<T, R>& fronts, const Part& part, int64_
     Measure& measure = measures[b];
     measure.front.load(fronts, b);
     if (!measure.front.ref_is_nan)
-      measure.ranked.load(measure.front.rows.data(), measure.front.length, static_cast<int>(m), measure.front.ref, true);
+      measure.ranked.load(measure.front.rows.data(), measure.front.length, static_cast<int>(m), measure.front.ref,
+                          true);
   });
   for (int64_t b = 0; b < fronts.points.batch; ++b) {
     Measure& measure = measures[b];
@@ -268,9 +269,9 @@ void hypervolume(const Fronts<T, R>& fronts, const Part& part, T* value, T* grad
     }
     measure->slopes.assign(front.length * m, 0);
     value[b] = static_cast<T>(dominated_volume(ranked, region, {fronts.max_memory}, *buffers, measure->slopes.data()));
-    if (any_nan(measure->slopes)) measure->add_areas(part, fronts.max_memory, static_cast<int>(m), measure->slopes.data());
-    for (int64_t i = 0; i < front.length * m; ++i)
-      front_gradient[i] = static_cast<T>(-sign * measure->slopes[i] + 0.0);
+    if (any_nan(measure->slopes))
+      measure->add_areas(part, fronts.max_memory, static_cast<int>(m), measure->slopes.data());
+    for (int64_t i = 0; i < front.length * m; ++i) front_gradient[i] = static_cast<T>(-sign * measure->slopes[i] + 0.0);
   });
 }
 

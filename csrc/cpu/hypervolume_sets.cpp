@@ -34,10 +34,10 @@ void pad_objectives(MeasuredFront& front, int64_t from, int64_t m) {
 
 /// Contributions of three objectives, O(n log n) but for the search among the boxes of a dominated point's dominator.
 ///
-/// Sweeps by the third objective. Each point of the staircase of the first two keeps the part of the plane that it alone
-/// dominates as boxes from left to right, whose tops fall; a new point cuts those of its neighbours and takes over from
-/// the points that it covers (Emmerich and Fonseca 2011, HyCon3D). A dominated point cuts a hole into the region of the
-/// one point that dominates it. Ranks are all different, so ties and duplicates need no care.
+/// Sweeps by the third objective. Each point of the staircase of the first two keeps the part of the plane that it
+/// alone dominates as boxes from left to right, whose tops fall; a new point cuts those of its neighbours and takes
+/// over from the points that it covers (Emmerich and Fonseca 2011, HyCon3D). A dominated point cuts a hole into the
+/// region of the one point that dominates it. Ranks are all different, so ties and duplicates need no care.
 class ContributionSweep {
  public:
   /// `contributions` by input row, zero before.
@@ -184,8 +184,8 @@ class ContributionSweep {
   double* contributions_ = nullptr;
   int end_ = 0;
   RankSet stairs_;
-  std::vector<int32_t> at_;             // point at a rank along x
-  std::vector<int32_t> first_, last_;   // boxes of a point
+  std::vector<int32_t> at_;            // point at a rank along x
+  std::vector<int32_t> first_, last_;  // boxes of a point
   std::vector<Box> boxes_;
   int32_t free_ = kNone;
 };
@@ -486,9 +486,10 @@ class KeptBoxes final : public BoxSink {
   void take(const double* low, const double* high, int64_t stride, int64_t count) override {
     const int64_t added = 2 * static_cast<int64_t>(sizeof(double)) * count * m_;
     if (bytes_.fetch_add(added) + added > most_)
-      throw MemoryLimitExceeded("box_decomposition: the boxes take more than max_memory = " + std::to_string(most_) +
-                                " bytes; raise max_memory, or use hypervolume or hypervolume_improvement, which hold no "
-                                "list of boxes");
+      throw MemoryLimitExceeded(
+          "box_decomposition: the boxes take more than max_memory = " + std::to_string(most_) +
+          " bytes; raise max_memory, or use hypervolume or hypervolume_improvement, which hold no "
+          "list of boxes");
     for (int64_t i = 0; i < count; ++i)
       for (int64_t k = 0; k < m_; ++k) {
         const double from = low[k * stride + i], to = high[k * stride + i];
@@ -538,10 +539,10 @@ std::vector<Boxes> box_decomposition(const Fronts<T, R>& fronts, bool dominated)
   return all;
 }
 
-#define MORLFAST_INSTANTIATE(T, R)                                                                                  \
-  template void hypervolume_contributions<T, R>(const Fronts<T, R>&, bool, T*);                                     \
-  template void hypervolume_improvement<T, R>(const CandidatesView<T>&, const Fronts<T, R>&, T*);                   \
-  template void hypervolume_subset<T, R>(const Fronts<T, R>&, int64_t, int64_t*);                                   \
+#define MORLFAST_INSTANTIATE(T, R)                                                                \
+  template void hypervolume_contributions<T, R>(const Fronts<T, R>&, bool, T*);                   \
+  template void hypervolume_improvement<T, R>(const CandidatesView<T>&, const Fronts<T, R>&, T*); \
+  template void hypervolume_subset<T, R>(const Fronts<T, R>&, int64_t, int64_t*);                 \
   template std::vector<Boxes> box_decomposition<T, R>(const Fronts<T, R>&, bool);
 MORLFAST_INSTANTIATE(float, float)
 MORLFAST_INSTANTIATE(float, double)

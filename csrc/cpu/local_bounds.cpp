@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <tuple>
 
 #include "morlfast/hypervolume.hpp"
 #include "simd.hpp"
@@ -47,8 +46,8 @@ void RankedFront::load(const double* rows, int64_t n, int m, const double* ref, 
   }
   for (int k = 0; k < m; ++k) finite_ &= ref[k] < std::numeric_limits<double>::infinity();
   if (prefilter && largest > 0 && static_cast<int64_t>(source_.size()) > kFewPoints) {
-    const std::vector<double> strong(points_.begin() + static_cast<int64_t>(strongest) * m,
-                                     points_.begin() + static_cast<int64_t>(strongest + 1) * m);
+    double strong[kMaxHypervolumeObjectives];
+    std::copy_n(&points_[strongest * m], m, strong);
     size_t kept = 0;
     for (size_t i = 0; i < source_.size(); ++i) {
       const double* z = &points_[i * m];
@@ -159,6 +158,12 @@ struct Rows {
   static void store(unsigned char* rows, int64_t i, const Vector& row) { std::memcpy(rows + i * kBytes, &row, kBytes); }
 };
 
+/// At least `size` elements.
+template <class T>
+void reserve(std::vector<T>& buffer, int64_t size) {
+  if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
+}
+
 /// Sum with a running compensation (Neumaier), so that millions of boxes keep all digits.
 class Sum {
  public:
@@ -176,11 +181,29 @@ class Sum {
 // 0 unless both factors are positive: 0 * inf and inf - inf reach no sum.
 double guarded(double product, double side) { return product > 0 && side > 0 ? product * side : 0; }
 
+}  // namespace
+
+void BoundsBuffers::reserve_bounds(int64_t count, int64_t row_bytes, bool with_depths) {
+  constexpr int64_t kVector = 64;  // scans read whole vectors
+  reserve(bounds, count * row_bytes + kVector);
+  reserve(definitions, count * row_bytes);
+  reserve(killed, count);
+  if (with_depths) reserve(born, count);
+}
+
+void BoundsBuffers::reserve_points(int64_t points, int64_t children, int64_t row_bytes) {
+  reserve(table, points * row_bytes);
+  reserve(child_bounds, children * row_bytes);
+  reserve(child_definitions, children * row_bytes);
+}
+
+namespace {
+
 /// Everything a sweep reads.
 struct Task {
   const RankedFront& front;
   Region region;
-  const std::vector<int32_t>* positions = nullptr;  // ascending, or all
+  const std::vector<int32_t>* positions = nullptr;            // ascending, or all
   double nearest = -std::numeric_limits<double>::infinity();  // coordinates along the last objective are raised to it
   MemoryLimit limit;
   BoundsBuffers& buffers;
@@ -221,28 +244,12 @@ int sweep(const Task& task, Mode& mode) {
     floor[k] = static_cast<Lane>(region.low[k]);
   }
 
-  constexpr int64_t kSlack = 64;  // scans read whole vectors
   constexpr int64_t kBoundBytes = 2 * R::kBytes + (Mode::kComplement ? 8 : 0) + 4;
-  const int64_t most = std::max<int64_t>(task.limit.bytes / (2 * kBoundBytes), 64 + 2 * axes);
-  int64_t capacity = 0;
-  const auto grow = [&](int64_t needed) {
-    if (needed <= capacity) return;
-    capacity = std::min(most, std::max<int64_t>(needed, 2 * capacity));
-    if (static_cast<int64_t>(buffers.bounds.size()) < capacity * R::kBytes + kSlack)
-      buffers.bounds.resize(capacity * R::kBytes + kSlack);
-    if (static_cast<int64_t>(buffers.definitions.size()) < capacity * R::kBytes)
-      buffers.definitions.resize(capacity * R::kBytes);
-    if (Mode::kComplement && static_cast<int64_t>(buffers.born.size()) < capacity) buffers.born.resize(capacity);
-    if (static_cast<int64_t>(buffers.killed.size()) < capacity) buffers.killed.resize(capacity);
-  };
-  grow(std::min<int64_t>(most, 256));
-  const int64_t children = kBlock * axes + 1;
-  if (static_cast<int64_t>(buffers.child_bounds.size()) < children * R::kBytes) {
-    buffers.child_bounds.resize(children * R::kBytes);
-    buffers.child_definitions.resize(children * R::kBytes);
-  }
-  if (static_cast<int64_t>(buffers.table.size()) < (int64_t{n} + axes) * R::kBytes)
-    buffers.table.resize((int64_t{n} + axes) * R::kBytes);
+  // Vectors double when they grow; slots are 32-bit integers.
+  const int64_t most = std::clamp<int64_t>(task.limit.bytes / (2 * kBoundBytes), 64 + 2 * axes, int64_t{1} << 30);
+  buffers.reserve_points(int64_t{n} + axes, kBlock * axes + 1, R::kBytes);
+  int64_t capacity = std::min<int64_t>(most, 256);
+  buffers.reserve_bounds(capacity, R::kBytes, Mode::kComplement);
   unsigned char* const table = buffers.table.data();
   unsigned char* const child_bounds = buffers.child_bounds.data();
   unsigned char* const child_definitions = buffers.child_definitions.data();
@@ -320,7 +327,10 @@ int sweep(const Task& task, Mode& mode) {
       finish(task.depth(t));
       return t;
     }
-    grow(std::min(most, active + count * (axes - 1)));
+    if (active + count * (axes - 1) > capacity) {
+      capacity = std::min(most, std::max(active + count * (axes - 1), 2 * capacity));
+      buffers.reserve_bounds(capacity, R::kBytes, Mode::kComplement);
+    }
     unsigned char* const bounds = buffers.bounds.data();
     unsigned char* const definitions = buffers.definitions.data();
     int32_t* const slots = buffers.killed.data();
@@ -567,18 +577,27 @@ int sweep_axes(const Task& task, Mode& mode) {
   // Unrolled for the few objectives that are common; the boxes' users decide whether speed matters.
   if constexpr (Mode::kUnrolled) {
     switch (task.axes()) {
-      case 2: return sweep<Lane, kLanes, 2>(task, mode);
-      case 3: return sweep<Lane, kLanes, 3>(task, mode);
-      case 4: return sweep<Lane, kLanes, 4>(task, mode);
-      default: break;
+      case 2:
+        return sweep<Lane, kLanes, 2>(task, mode);
+      case 3:
+        return sweep<Lane, kLanes, 3>(task, mode);
+      case 4:
+        return sweep<Lane, kLanes, 4>(task, mode);
+      default:
+        break;
     }
     if constexpr (kLanes >= 8) {
       switch (task.axes()) {
-        case 5: return sweep<Lane, kLanes, 5>(task, mode);
-        case 6: return sweep<Lane, kLanes, 6>(task, mode);
-        case 7: return sweep<Lane, kLanes, 7>(task, mode);
-        case 8: return sweep<Lane, kLanes, 8>(task, mode);
-        default: break;
+        case 5:
+          return sweep<Lane, kLanes, 5>(task, mode);
+        case 6:
+          return sweep<Lane, kLanes, 6>(task, mode);
+        case 7:
+          return sweep<Lane, kLanes, 7>(task, mode);
+        case 8:
+          return sweep<Lane, kLanes, 8>(task, mode);
+        default:
+          break;
       }
     }
   }

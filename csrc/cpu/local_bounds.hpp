@@ -74,10 +74,16 @@ struct Region {
 
 /// Working memory of one sweep; kept between sweeps.
 struct BoundsBuffers {
-  std::vector<unsigned char> bounds, definitions, table, child_bounds, child_definitions;
-  std::vector<double> born;
-  std::vector<int32_t> killed, positions;
-  std::vector<double> clipped;
+  std::vector<unsigned char> bounds, definitions;              // rows: ranks and defining points of each bound
+  std::vector<double> born;                                    // depth at which a bound was made
+  std::vector<int32_t> killed;                                 // bounds above the point at hand
+  std::vector<unsigned char> table;                            // rows of the points' ranks
+  std::vector<unsigned char> child_bounds, child_definitions;  // made and not yet stored
+  std::vector<int32_t> positions;                              // points that a sweep is limited to
+  std::vector<double> clipped;                                 // points moved into a region, and their volumes
+
+  void reserve_bounds(int64_t count, int64_t row_bytes, bool with_depths);
+  void reserve_points(int64_t points, int64_t children, int64_t row_bytes);
 
   bool worth_keeping() const { return bounds.size() < (1 << 20) && table.size() < (1 << 20); }
 };
@@ -88,8 +94,8 @@ struct MemoryLimit {
 };
 
 /// Volume that the front dominates inside the region. `gradient`, where not null, is (input rows, m), and is added to:
-/// the derivatives of the volume, exact for ranks broken as above. Slopes of both signs meet in it, so where a volume is
-/// infinite or overflows it can be NaN.
+/// the derivatives of the volume, exact for ranks broken as above. Slopes of both signs meet in it, so where a volume
+/// is infinite or overflows it can be NaN.
 double dominated_volume(const RankedFront& front, const Region& region, MemoryLimit limit, BoundsBuffers& buffers,
                         double* gradient);
 
@@ -99,8 +105,8 @@ double dominated_areas(const RankedFront& front, const Region& region, MemoryLim
                        double* areas);
 
 /// Measure of what `corner` dominates within the reference point and the points of `front` do not, as a sum of boxes:
-/// nothing is subtracted. Of the front only the sweep positions `others` (ascending; nullptr: all) but `skip` (-1: none)
-/// are looked at.
+/// nothing is subtracted. Of the front only the sweep positions `others` (ascending; nullptr: all) but `skip` (-1:
+/// none) are looked at.
 double exclusive_volume(const RankedFront& front, const std::vector<int32_t>* others, int skip, const double* corner,
                         MemoryLimit limit, BoundsBuffers& buffers);
 

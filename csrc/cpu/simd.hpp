@@ -14,8 +14,8 @@ struct SimdTable {
   int64_t (*largest_dominator)(const double* columns, int64_t m, int64_t n, int64_t p, const int64_t* above);
   /// counts[i] = number of values[j] < values[i]
   void (*count_below)(const double* values, int64_t n, int64_t* counts);
-  /// Indices of the rows of unsigned lanes (8, 16, 32 bits) that are at least `row` in every lane; returns their number.
-  /// A row is row_words (a power of two up to 64) words of 8 bytes; reads up to 56 bytes behind the last.
+  /// Indices of the rows of unsigned lanes (8, 16, 32 bits) that are at least `row` in every lane; returns their
+  /// number. A row is row_words (a power of two up to 64) words of 8 bytes; reads up to 56 bytes behind the last.
   int64_t (*rows_at_least_8)(const unsigned char* rows, int64_t count, int row_words, const unsigned char* row,
                              int32_t* indices);
   int64_t (*rows_at_least_16)(const unsigned char* rows, int64_t count, int row_words, const unsigned char* row,
