@@ -294,6 +294,16 @@ def test_lists_that_must_wait_give_the_same(plain: Path, m: int) -> None:
         np.testing.assert_allclose((upper - lower).prod(-1).sum(), results[0][0], rtol=1e-12)
 
 
+@pytest.mark.parametrize("m", [5, 6, 7])
+def test_the_least_memory_is_enough(plain: Path, m: int) -> None:
+    rng = np.random.default_rng(5)
+    fronts = [sphere(rng, n, m) for n in (3, 5, 9, 17) for _ in range(4)]
+    enough = [Case("gradient", *front, near=1500, max_memory=2 * least_memory(front[0])) for front in fronts]
+    least = [Case("gradient", *front, max_memory=least_memory(front[0])) for front in fronts]
+    for expected, found in zip(run(plain, enough), run(plain, least), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-16)
+
+
 @pytest.mark.parametrize("m", [4, 5])
 def test_parts_add_up_to_the_whole(plain: Path, m: int) -> None:
     points, ref = grid_front(np.random.default_rng(m), 2, 30, m)

@@ -27,10 +27,6 @@ std::int64_t hypervolume_scratch(std::int64_t n, int m);
 //   rank    (axes, fronts, n)  out: the position of each row; null where nobody asks
 void lexicographic_orders(const double* points, std::int64_t fronts, std::int64_t n, int m, int axes,
                           std::int32_t* order, std::int32_t* rank, cudaStream_t stream);
-inline void lexicographic_orders(const double* points, std::int64_t fronts, std::int64_t n, int m, std::int32_t* order,
-                                 std::int32_t* rank, cudaStream_t stream) {
-  lexicographic_orders(points, fronts, n, m, hypervolume_orders(m), order, rank, stream);
-}
 
 // Hypervolume under minimization, and its gradient. A point that does not count (not strictly better than
 // ref, NaN, padding) must equal its ref. Along objective k, the gradient of a point is -(measure of what it
