@@ -156,6 +156,15 @@ struct Rows {
     }
   }
   static void store(unsigned char* rows, int64_t i, const Vector& row) { std::memcpy(rows + i * kBytes, &row, kBytes); }
+  static void unpack(const Vector& row, Lane (&lanes)[kLanes]) {
+    if constexpr (kBytes == 8) {
+      uint64_t word;
+      std::memcpy(&word, &row, 8);
+      for (int k = 0; k < kLanes; ++k) lanes[k] = static_cast<Lane>(word >> (8 * sizeof(Lane) * k));
+    } else {
+      std::memcpy(lanes, &row, kBytes);
+    }
+  }
 };
 
 /// At least `size` elements.
@@ -288,9 +297,9 @@ int sweep(const Task& task, Mode& mode) {
     corner = {bound, others};
     if (!counted) return;
     low = low < bound ? low : bound;
-    alignas(64) Lane lows[sizeof(Vector) / sizeof(Lane)], highs[sizeof(Vector) / sizeof(Lane)];
-    std::memcpy(lows, &low, sizeof low);
-    std::memcpy(highs, &bound, sizeof bound);
+    Lane lows[kLanes], highs[kLanes];
+    R::unpack(low, lows);
+    R::unpack(bound, highs);
     mode.template box<kAxes>(lows, highs, near, far);
   };
   const auto finish = [&](double depth) {
@@ -349,9 +358,8 @@ int sweep(const Task& task, Mode& mode) {
           visit(slot, floor, counted, buffers.born[slot], depth, corner);
         else
           visit(slot, z, counted, depth, reference, corner);
-        alignas(64) Lane replaces[sizeof(Vector) / sizeof(Lane)];
-        const Vector exceeds = (Vector)(z > corner.others);
-        std::memcpy(replaces, &exceeds, sizeof exceeds);
+        Lane replaces[kLanes];
+        R::unpack((Vector)(z > corner.others), replaces);
         Vector own;
         R::load(definitions, slot, own);
         for (int k = 0; k < axes; ++k) {

@@ -34,6 +34,12 @@ void run_case(uint64_t seed) {
     function(random);
   };
   check("hypervolume", check_hypervolume);
+  check("hypervolume_contributions", check_hypervolume_contributions);
+  check("hypervolume_improvement", check_hypervolume_improvement);
+  check("hypervolume_subset", check_hypervolume_subset);
+  check("box_decomposition", check_box_decomposition);
+  check("hypervolume of many objectives", check_many_objectives);
+  check("hypervolume of every row type", check_row_types);
   check("non_dominated_sort", check_non_dominated_sort);
   check("group_advantages", check_group_advantages);
   check("select_tokens", check_select_tokens);
@@ -47,6 +53,7 @@ void run_fixed() {
   check("elements", check_elements);
   check("groups", check_groups);
   check("arguments of hypervolume", check_hypervolume_arguments);
+  check("hypervolume of every row type", check_row_types);
   check("arguments of non_dominated_sort", check_non_dominated_sort_arguments);
 }
 

@@ -73,6 +73,7 @@ struct Numbers {
   int64_t grid = 0;      ///< integers 0..grid; 0: uniform in [-1, 1)
   double special = 0.0;  ///< share of NaN (if allowed), infinities, -0.0 and extremes
   bool nan = false, infinite = false;
+  double scale = 1;
 
   static Numbers any(Random& random, bool nan, bool infinite) {
     Numbers numbers;
@@ -89,7 +90,7 @@ struct Numbers {
       if (infinite && random.chance(0.6)) return random.chance(0.5) ? kInf : -kInf;
       return -0.0;
     }
-    return grid ? static_cast<double>(random.integer(0, grid)) : 2 * random.uniform() - 1;
+    return scale * (grid ? static_cast<double>(random.integer(0, grid)) : 2 * random.uniform() - 1);
   }
 };
 
@@ -208,6 +209,13 @@ inline std::vector<int64_t> batch_shape(Random& random) {
 void check_elements();
 void check_hypervolume(Random& random);
 void check_hypervolume_arguments();
+void check_hypervolume_contributions(Random& random);
+void check_hypervolume_improvement(Random& random);
+void check_hypervolume_subset(Random& random);
+void check_box_decomposition(Random& random);
+void check_many_objectives(Random& random);
+void check_row_types(Random& random);
+void check_row_types();
 void check_non_dominated_sort(Random& random);
 void check_non_dominated_sort_arguments();
 void check_group_advantages(Random& random);
