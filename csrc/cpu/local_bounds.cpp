@@ -22,10 +22,10 @@ void RankedFront::load(const double* rows, int64_t n, int m, const double* ref, 
   m_ = m;
   axis_ = axis < 0 ? m - 1 : axis;
   finite_ = true;
-  points_.clear();
-  source_.clear();
+  points_.resize(n * m);
+  source_.resize(n);
   double largest = 0;
-  size_t strongest = 0;
+  size_t strongest = 0, counting = 0;
   for (int64_t i = 0; i < n; ++i) {
     const double* z = rows + i * m;
     bool counts = true, finite = true;
@@ -39,11 +39,13 @@ void RankedFront::load(const double* rows, int64_t n, int m, const double* ref, 
     finite_ &= finite;
     if (volume > largest) {
       largest = volume;
-      strongest = source_.size();
+      strongest = counting;
     }
-    points_.insert(points_.end(), z, z + m);
-    source_.push_back(static_cast<int32_t>(i));
+    std::copy_n(z, m, &points_[counting * m]);
+    source_[counting++] = static_cast<int32_t>(i);
   }
+  points_.resize(counting * m);
+  source_.resize(counting);
   for (int k = 0; k < m; ++k) finite_ &= ref[k] < std::numeric_limits<double>::infinity();
   if (prefilter && largest > 0 && static_cast<int64_t>(source_.size()) > kFewPoints) {
     double strong[kMaxHypervolumeObjectives];
@@ -278,7 +280,8 @@ int sweep(const Task& task, Mode& mode) {
     if constexpr (Mode::kComplement) buffers.born[0] = resumed;
   }
 
-  // Hands the boxes of bound `slot` to the mode; of a removed bound also what its children are made of.
+  // Hands the box of bound `slot` to the mode, and returns what that makes of it; `corner` is what children are made
+  // of.
   struct Corner {
     Vector bound, others;
   };
@@ -295,12 +298,12 @@ int sweep(const Task& task, Mode& mode) {
       bound |= row & only[k];
     }
     corner = {bound, others};
-    if (!counted) return;
+    if (!counted) return 0.0;
     low = low < bound ? low : bound;
     Lane lows[kLanes], highs[kLanes];
     R::unpack(low, lows);
     R::unpack(bound, highs);
-    mode.template box<kAxes>(lows, highs, near, far);
+    return mode.template box<kAxes>(lows, highs, near, far);
   };
   const auto finish = [&](double depth) {
     if constexpr (Mode::kComplement) {
@@ -348,16 +351,18 @@ int sweep(const Task& task, Mode& mode) {
     const bool counted = t >= region.start;
     const Vector self = ones * static_cast<Lane>(t);
     int64_t holes = 0;
+    double measure = 0;
     for (int64_t first = 0; first < count; first += kBlock) {
       const int64_t last = std::min(first + kBlock, count);
       int64_t made = 0;
+      double of_block = 0;
       for (int64_t q = first; q < last; ++q) {
         const int64_t slot = slots[q];
         Corner corner;
         if constexpr (Mode::kComplement)
-          visit(slot, floor, counted, buffers.born[slot], depth, corner);
+          of_block += visit(slot, floor, counted, buffers.born[slot], depth, corner);
         else
-          visit(slot, z, counted, depth, reference, corner);
+          of_block += visit(slot, z, counted, depth, reference, corner);
         Lane replaces[kLanes];
         R::unpack((Vector)(z > corner.others), replaces);
         Vector own;
@@ -370,6 +375,7 @@ int sweep(const Task& task, Mode& mode) {
           made += replaces[k] & 1;
         }
       }
+      measure += of_block;
       // Children take the places of the removed bounds, then new ones.
       const auto put = [&](int64_t slot, int64_t child) {
         std::memcpy(bounds + slot * R::kBytes, child_bounds + child * R::kBytes, R::kBytes);
@@ -388,7 +394,7 @@ int sweep(const Task& task, Mode& mode) {
       std::memcpy(definitions + hole * R::kBytes, definitions + active * R::kBytes, R::kBytes);
       if constexpr (Mode::kComplement) buffers.born[hole] = buffers.born[active];
     }
-    if (counted) mode.step(t);
+    if (counted) mode.step(t, measure);
     if (active == 0) break;  // all is dominated from here on
   }
   finish(front.ref(axes));
@@ -415,31 +421,19 @@ class VolumeMode {
   explicit VolumeMode(const RankedFront& front) : front_(front), coordinates_(front) {}
 
   template <int kAxes, class Lane>
-  void box(const Lane* low, const Lane* high, double, double) {
+  double box(const Lane* low, const Lane* high, double, double) const {
     const int axes = kAxes > 0 ? kAxes : coordinates_.axes;
     double measure = coordinates_.along[0][high[0]] - coordinates_.along[0][low[0]];
     for (int k = 1; k < axes; ++k) measure *= coordinates_.along[k][high[k]] - coordinates_.along[k][low[k]];
-    few_ += measure;
-    if (++boxes_ % 256 == 0) flush();
+    return measure;
   }
-  void step(int t) {
-    flush();
-    volume_.add(area_ * (front_.ref(coordinates_.axes) - front_.depth(t)));
-    area_ = 0;
-  }
+  void step(int t, double measure) { volume_.add(measure * (front_.ref(coordinates_.axes) - front_.depth(t))); }
   double value() const { return volume_.value(); }
 
  private:
-  void flush() {
-    area_ += few_;
-    few_ = 0;
-  }
-
   const RankedFront& front_;
   Coordinates coordinates_;
   Sum volume_;
-  double area_ = 0, few_ = 0;
-  int64_t boxes_ = 0;
 };
 
 /// Volume and its derivatives. A side is the difference of two coordinates, so a box adds to two slopes along each
@@ -451,17 +445,17 @@ class GradientMode {
   GradientMode(const RankedFront& front, double* slopes) : front_(front), coordinates_(front), slopes_(slopes) {}
 
   template <int kAxes, class Lane>
-  void box(const Lane* low, const Lane* high, double near, double far) {
+  double box(const Lane* low, const Lane* high, double near, double far) {
     const int axes = coordinates_.axes;
     double before[kMaxHypervolumeObjectives], side[kMaxHypervolumeObjectives];
     double product = 1;
     for (int k = 0; k < axes; ++k) {
-      if (low[k] >= high[k]) return;  // empty, not only flat: a flat box has a slope
+      if (low[k] >= high[k]) return 0;  // empty, not only flat: a flat box has a slope
       before[k] = product;
       side[k] = coordinates_.along[k][high[k]] - coordinates_.along[k][low[k]];
       product = guarded(product, side[k]);
     }
-    area_ += product;
+    const double measure = product;
     double behind = far - near;
     for (int k = axes - 1; k >= 0; --k) {
       const double slope = guarded(before[k], behind);
@@ -470,11 +464,11 @@ class GradientMode {
       along[low[k]] -= slope;
       behind = guarded(behind, side[k]);
     }
+    return measure;
   }
-  void step(int t) {
-    volume_.add(guarded(area_, front_.ref(coordinates_.axes) - front_.depth(t)));
-    slopes_[static_cast<size_t>(coordinates_.axes) * (front_.size() + 2) + t + 1] -= area_;
-    area_ = 0;
+  void step(int t, double measure) {
+    volume_.add(guarded(measure, front_.ref(coordinates_.axes) - front_.depth(t)));
+    slopes_[static_cast<size_t>(coordinates_.axes) * (front_.size() + 2) + t + 1] -= measure;
   }
   double value() const { return volume_.value(); }
 
@@ -483,7 +477,6 @@ class GradientMode {
   Coordinates coordinates_;
   double* slopes_;  // (m, size + 2), by rank
   Sum volume_;
-  double area_ = 0;
 };
 
 /// Volume and the exclusive measure of each point along the swept objective, with guarded products.
@@ -494,16 +487,15 @@ class AreaMode {
   AreaMode(const RankedFront& front, double* areas) : front_(front), coordinates_(front), areas_(areas) {}
 
   template <int kAxes, class Lane>
-  void box(const Lane* low, const Lane* high, double, double) {
+  double box(const Lane* low, const Lane* high, double, double) const {
     double measure = 1;
     for (int k = 0; k < coordinates_.axes; ++k)
       measure = guarded(measure, coordinates_.along[k][high[k]] - coordinates_.along[k][low[k]]);
-    area_ += measure;
+    return measure;
   }
-  void step(int t) {
-    volume_.add(guarded(area_, front_.ref(coordinates_.axes) - front_.depth(t)));
-    if (areas_) areas_[front_.row(t)] += area_;
-    area_ = 0;
+  void step(int t, double measure) {
+    volume_.add(guarded(measure, front_.ref(coordinates_.axes) - front_.depth(t)));
+    if (areas_) areas_[front_.row(t)] += measure;
   }
   double value() const { return volume_.value(); }
 
@@ -512,7 +504,6 @@ class AreaMode {
   Coordinates coordinates_;
   double* areas_;
   Sum volume_;
-  double area_ = 0;
 };
 
 /// Sum of the boxes of the non-dominated region beyond a corner.
@@ -523,14 +514,15 @@ class ExclusiveMode {
   ExclusiveMode(const RankedFront& front, const double* corner) : coordinates_(front), corner_(corner) {}
 
   template <int kAxes, class Lane>
-  void box(const Lane* low, const Lane* high, double near, double far) {
+  double box(const Lane* low, const Lane* high, double near, double far) {
     const int axes = kAxes > 0 ? kAxes : coordinates_.axes;
     double measure = far > near ? far - near : 0;
     for (int k = 0; k < axes; ++k)
       measure = guarded(measure, coordinates_.along[k][high[k]] - std::max(coordinates_.along[k][low[k]], corner_[k]));
     volume_.add(measure);
+    return measure;
   }
-  void step(int) {}
+  void step(int, double) {}
   double value() const { return volume_.value(); }
 
  private:
@@ -549,7 +541,7 @@ class StreamMode {
       : coordinates_(front), sink_(sink), low_(front.objectives() * kBatch), high_(low_.size()) {}
 
   template <int kAxes, class Lane>
-  void box(const Lane* low, const Lane* high, double near, double far) {
+  double box(const Lane* low, const Lane* high, double near, double far) {
     const int axes = coordinates_.axes;
     bool solid = near < far;
     for (int k = 0; k < axes; ++k) {
@@ -562,8 +554,9 @@ class StreamMode {
     high_[axes * kBatch + count_] = far;
     count_ += solid;
     if (count_ == kBatch) flush();
+    return 0;
   }
-  void step(int) {}
+  void step(int, double) {}
   void flush() {
     if (count_ > 0) sink_.take(low_.data(), high_.data(), kBatch, count_);
     count_ = 0;

@@ -104,20 +104,17 @@ uint64_t words_at_least(Words a, Words least) {
 #endif
 }
 
-template <class Lane>
-int64_t rows_at_least(const unsigned char* rows, int64_t count, int row_words, const unsigned char* row,
-                      int32_t* indices) {
+template <class Lane, int kRowWords>
+int64_t rows_of_words_at_least(const unsigned char* rows, int64_t count, const unsigned char* row, int32_t* indices) {
   // The row as often as it fits a vector, put together in registers: a load behind narrower stores would wait for them.
-  uint64_t word[64];
-  __builtin_memcpy(word, row, 8 * static_cast<uint64_t>(row_words));
-  const int vectors = row_words > kVectorWords ? row_words / kVectorWords : 1;
-  Words least[64 / kVectorWords];
-  for (int v = 0; v < vectors; ++v)
-    for (int i = 0; i < kVectorWords; ++i) least[v][i] = word[(v * kVectorWords + i) & (row_words - 1)];
-  const int64_t words = count * row_words;
-  const int shift = __builtin_ctz(static_cast<unsigned>(row_words));
-  uint64_t first_words = 1;  // the bit of each row's first word
-  for (int i = row_words; i < 64; i += row_words) first_words |= uint64_t{1} << i;
+  constexpr int kVectors = kRowWords > kVectorWords ? kRowWords / kVectorWords : 1;
+  uint64_t word[kRowWords];
+  __builtin_memcpy(word, row, sizeof word);
+  Words least[kVectors];
+  for (int v = 0; v < kVectors; ++v)
+    for (int i = 0; i < kVectorWords; ++i) least[v][i] = word[(v * kVectorWords + i) % kRowWords];
+  constexpr uint64_t kFirstWords = kRowWords == 64 ? 1 : ~uint64_t{0} / ((uint64_t{1} << (kRowWords % 64)) - 1);
+  const int64_t words = count * kRowWords;
   int64_t found = 0;
   for (int64_t start = 0; start < words; start += 64) {
     const int size = words - start < 64 ? static_cast<int>(words - start) : 64;
@@ -125,15 +122,32 @@ int64_t rows_at_least(const unsigned char* rows, int64_t count, int row_words, c
     for (int i = 0; i < size; i += kVectorWords) {
       Words a;
       __builtin_memcpy(&a, rows + (start + i) * 8, kVectorBytes);
-      block |= words_at_least<Lane>(a, least[i / kVectorWords & (vectors - 1)]) << i;
+      block |= words_at_least<Lane>(a, least[i / kVectorWords % kVectors]) << i;
     }
-    for (int i = 1; i < row_words; i *= 2) block &= block >> i;
-    block &= first_words;
+    for (int i = 1; i < kRowWords; i *= 2) block &= block >> i;
+    block &= kFirstWords;  // the bit of each row's first word says it for the row
     if (size < 64) block &= (uint64_t{1} << size) - 1;
     for (; block != 0; block &= block - 1)
-      indices[found++] = static_cast<int32_t>((start + __builtin_ctzll(block)) >> shift);
+      indices[found++] = static_cast<int32_t>((start + __builtin_ctzll(block)) / kRowWords);
   }
   return found;
+}
+
+template <class Lane>
+int64_t rows_at_least(const unsigned char* rows, int64_t count, int row_words, const unsigned char* row,
+                      int32_t* indices) {
+  switch (row_words) {
+    case 1:
+      return rows_of_words_at_least<Lane, 1>(rows, count, row, indices);
+    case 2:
+      return rows_of_words_at_least<Lane, 2>(rows, count, row, indices);
+    case 4:
+      return rows_of_words_at_least<Lane, 4>(rows, count, row, indices);
+    case 16:
+      return rows_of_words_at_least<Lane, 16>(rows, count, row, indices);
+    default:
+      return rows_of_words_at_least<Lane, 32>(rows, count, row, indices);
+  }
 }
 
 void clip_columns(const double* columns, int64_t n, int m, const double* corner, const double* ref,

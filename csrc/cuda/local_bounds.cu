@@ -20,9 +20,10 @@
 //   m = 4      655          8 000                  330                  130
 //   m = 5    2 200         30 000                1 000                  150
 //   m = 6    6 300        103 000                3 300                  270
-// At some 20 + 6 D instructions a round of tests and 60 + 12 D^2 of kills, 4096 fronts are 1.3e8, 3.4e8 and
-// 1.3e9 instructions of a warp: on an H200 (132 SMs, 4 of them a clock at 1.98 GHz) 0.13, 0.3 and 1.3 ms if
-// nothing waits. Lists of 1536 / D bounds stay in shared memory; points and tables are 20 n m bytes a front.
+// At some 20 + 6 D instructions a round of tests and 60 + 12 D^2 of kills, and twice that where the kernel does
+// not know D, 4096 fronts are 1.3e8, 3.4e8 and 2.6e9 instructions of a warp: on an H200 (132 SMs, 4 of them a
+// clock at 1.98 GHz) 0.13, 0.3 and 2.5 ms if nothing waits. Lists of 1536 / D bounds stay in shared memory;
+// points, orders and tables are 28 n m bytes a front, 60 MB for 4096 of 128 points and 4 objectives: 12 us.
 
 #include <cuda_runtime.h>
 
@@ -41,7 +42,7 @@ namespace {
 
 using Word = std::uint32_t;  // a rank in the high half; in the low half the position of the point that defines it
 constexpr int kLanes = 32;
-constexpr int kNearWords = 1536;  // of a list in shared memory: 6 KB a warp, 25 warps and more a multiprocessor
+constexpr int kNearWords = 1536;  // of a list in shared memory: 6 KB for each of the 21 warps that registers allow
 constexpr int kExactDepth = 4;    // up to here a kernel for each D, from there on one for all: registers run out
 constexpr int kMostDepth = kMaxBoundsObjectives - 1;
 constexpr int kSegment = 64;   // bounds that are not halved for want of a share, only for want of memory
@@ -109,12 +110,13 @@ __device__ Words<kMost, Read> words(bool active, const Read& read) {
 // One warp a block. kMost: D, or the largest D from kExactDepth on. kComplement: what is undominated, in the
 // box from `low` if there is one; otherwise what is dominated. kEmit: boxes instead of their volume.
 template <int kMost, bool kComplement, bool kEmit>
-__global__ __launch_bounds__(kLanes, 20) void follow_bounds(const Sweep s) {
+__global__ __launch_bounds__(kLanes, 16) void follow_bounds(const Sweep s) {
   __shared__ Word near_words[kNearWords];
   __shared__ Word edges[kMost * kLanes];  // of 32 points: a bound is beyond a point iff its words are larger
   __shared__ int killed[2 * kLanes];      // slots
   __shared__ int from[kMost], to[kMost];  // the region, in ranks
-  __shared__ double low_value[kMost];     // where it begins
+  __shared__ double low_value[kMost];     // where it begins, and where the sweep does
+  __shared__ double sweep_low;
   const int depth = kMost <= kExactDepth ? kMost : s.m - 1;
   const int n = s.n, lane = threadIdx.x;
   const unsigned below = (1u << lane) - 1;
@@ -144,7 +146,6 @@ __global__ __launch_bounds__(kLanes, 20) void follow_bounds(const Sweep s) {
     const double* const low = !kComplement || s.low == nullptr ? nullptr : s.low + corner * s.m;
     double* const areas =
         kComplement || kEmit || s.areas == nullptr ? nullptr : s.areas + static_cast<std::int64_t>(task) * n;
-    const double sweep_low = low == nullptr ? sweep_values[0] : low[s.axis];
 
     __syncwarp();  // everybody has left the last task's region
     if (lane < depth) {
@@ -157,6 +158,7 @@ __global__ __launch_bounds__(kLanes, 20) void follow_bounds(const Sweep s) {
     if (low != nullptr)
       for (int k = 0; k < s.m; ++k) empty |= !(low[k] < ref[k]);
     if (lane == 0) {
+      sweep_low = low == nullptr ? sweep_values[0] : low[s.axis];
       for (int cut = 0; cut < s.cuts; ++cut) {
         int widest = 0;
         for (int d = 1; d < depth; ++d)
@@ -476,7 +478,7 @@ __global__ __launch_bounds__(kThreads) void find_dominated(const double* points,
 // ---- host
 
 constexpr int kChosen = -1;
-constexpr std::int64_t kWarps = 4096;  // at work together at most: 31 on each of 132 multiprocessors
+constexpr std::int64_t kWarps = 4096;  // with lists of their own; an H200 holds 2772 at a time
 
 std::int64_t tiles_for(std::int64_t count) { return (count + kThreads - 1) / kThreads; }
 
@@ -531,8 +533,8 @@ Plan plan_for(const Fronts& f, std::int64_t tasks, int cuts, bool areas, std::in
     while (f.n >> (finest + 4) != 0) ++finest;
     const auto fits = [&](int more) {
       const std::int64_t regions = std::int64_t{1} << more;
-      return more <= depth * finest && f.fronts * tasks * regions <= kWarps * part.parts &&
-             (!areas || f.fronts * f.n * regions * 8 <= max_memory * part.parts);
+      return more <= std::min(depth * finest, 32) && f.fronts * tasks * regions <= kWarps * part.parts &&
+             (!areas || f.fronts * f.n * regions / part.parts * 8 <= max_memory);
     };
     while (fits(plan.cuts + 1)) ++plan.cuts;
   }
