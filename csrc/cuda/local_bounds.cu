@@ -20,10 +20,11 @@
 //   m = 4      655          8 000                  330                  130
 //   m = 5    2 200         30 000                1 000                  150
 //   m = 6    6 300        103 000                3 300                  270
-// At some 20 + 6 D instructions a round of tests and 60 + 12 D^2 of kills, and twice that where the kernel does
-// not know D, 4096 fronts are 1.3e8, 3.4e8 and 2.6e9 instructions of a warp: on an H200 (132 SMs, 4 of them a
-// clock at 1.98 GHz) 0.13, 0.3 and 2.5 ms if nothing waits. Lists of 1536 / D bounds stay in shared memory;
-// points, orders and tables are 28 n m bytes a front, 60 MB for 4096 of 128 points and 4 objectives: 12 us.
+// At some 20 + 6 D instructions a round of tests and 60 + 12 D^2 of kills, 4096 fronts are 1.3e8, 3.4e8 and
+// 1.3e9 instructions of a warp: on an H200 (132 SMs, 4 of them a clock at 1.98 GHz) 0.13, 0.3 and 1.3 ms if
+// nothing waits, and some twice the instructions for m > 6, where the kernel does not know D. Lists of 1536 / D
+// bounds stay in shared memory; points, orders and tables are 28 n m bytes a front, 60 MB for 4096 of 128
+// points and 4 objectives: 12 us.
 
 #include <cuda_runtime.h>
 
@@ -42,8 +43,8 @@ namespace {
 
 using Word = std::uint32_t;  // a rank in the high half; in the low half the position of the point that defines it
 constexpr int kLanes = 32;
-constexpr int kNearWords = 1536;  // of a list in shared memory: 6 KB for each of the 21 warps that registers allow
-constexpr int kExactDepth = 4;    // up to here a kernel for each D, from there on one for all: registers run out
+constexpr int kNearWords = 1536;  // of a list in shared memory: 6 KB for each of 16 warps
+constexpr int kExactDepth = 5;    // up to here a kernel for each D, from there on one for all: registers run out
 constexpr int kMostDepth = kMaxBoundsObjectives - 1;
 constexpr int kSegment = 64;   // bounds that are not halved for want of a share, only for want of memory
 constexpr int kThreads = 128;  // of the kernels around
@@ -115,8 +116,8 @@ __global__ __launch_bounds__(kLanes, 16) void follow_bounds(const Sweep s) {
   __shared__ Word edges[kMost * kLanes];  // of 32 points: a bound is beyond a point iff its words are larger
   __shared__ int killed[2 * kLanes];      // slots
   __shared__ int from[kMost], to[kMost];  // the region, in ranks
-  __shared__ double low_value[kMost];     // where it begins, and where the sweep does
-  __shared__ double sweep_low;
+  __shared__ double low_value[kMost];     // where it begins, and where the sweep begins and ends
+  __shared__ double sweep_low, sweep_ref;
   const int depth = kMost <= kExactDepth ? kMost : s.m - 1;
   const int n = s.n, lane = threadIdx.x;
   const unsigned below = (1u << lane) - 1;
@@ -159,6 +160,7 @@ __global__ __launch_bounds__(kLanes, 16) void follow_bounds(const Sweep s) {
       for (int k = 0; k < s.m; ++k) empty |= !(low[k] < ref[k]);
     if (lane == 0) {
       sweep_low = low == nullptr ? sweep_values[0] : low[s.axis];
+      sweep_ref = ref[s.axis];
       for (int cut = 0; cut < s.cuts; ++cut) {
         int widest = 0;
         for (int d = 1; d < depth; ++d)
@@ -225,7 +227,7 @@ __global__ __launch_bounds__(kLanes, 16) void follow_bounds(const Sweep s) {
         if (!kEmit && !kComplement) area += measure;
       }
       const double begin = kComplement ? larger(sweep_values[latest], sweep_low) : end;
-      const double until = kComplement ? end : ref[s.axis];
+      const double until = kComplement ? end : sweep_ref;
       if (!kEmit) {
         if (active) volume += rectangle(until - begin, measure);
         return children;
@@ -372,7 +374,7 @@ __global__ __launch_bounds__(kLanes, 16) void follow_bounds(const Sweep s) {
         for (int i = base; i < top; i += kLanes) {
           const bool active = i + lane < top && word(0, i + lane) != 0;
           const auto held = words<kMost>(active, [&](int d) { return word(d, i + lane); });
-          close(active, held, [](int) { return Word{0}; }, ref[s.axis]);
+          close(active, held, [](int) { return Word{0}; }, sweep_ref);
         }
       }
       if (waiting == 0) break;
@@ -478,7 +480,7 @@ __global__ __launch_bounds__(kThreads) void find_dominated(const double* points,
 // ---- host
 
 constexpr int kChosen = -1;
-constexpr std::int64_t kWarps = 4096;  // with lists of their own; an H200 holds 2772 at a time
+constexpr std::int64_t kWarps = 4096;  // with lists of their own; an H200 runs 2112 and more at a time
 
 std::int64_t tiles_for(std::int64_t count) { return (count + kThreads - 1) / kThreads; }
 
@@ -575,6 +577,7 @@ void follow(const Sweep& sweep, std::int64_t warps, cudaStream_t stream) {
     if (depth == 2) kernel = follow_bounds<2, kComplement, kEmit>;
     if (depth == 3) kernel = follow_bounds<3, kComplement, kEmit>;
     if (depth == 4) kernel = follow_bounds<4, kComplement, kEmit>;
+    if (depth == 5) kernel = follow_bounds<5, kComplement, kEmit>;
   }
   const cudaError_t status = cudaMemsetAsync(sweep.next, 0, sizeof(*sweep.next), stream);
   if (status != cudaSuccess) throw std::runtime_error(std::string("morlfast: ") + cudaGetErrorString(status));

@@ -19,9 +19,9 @@ SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 WHEEL_ARCHITECTURES = ["80", "86", "89", "90", "100", "120"]
 ARCHITECTURES = WHEEL_ARCHITECTURES if os.environ.get("MORLFAST_ALL_ARCHS") == "1" else ["90"]
 
-# With 48 registers a multiprocessor holds 1280 threads; blocks of one warp are limited by their number first, and those
-# of follow_bounds, 21 a multiprocessor, by what D bounds and points in registers take.
-REGISTERS, REGISTERS_OF_ONE_WARP, REGISTERS_OF_BOUNDS = 48, 80, 96
+# With 48 registers a multiprocessor holds 1280 threads; blocks of one warp are limited by their number first. Of
+# follow_bounds' 16 such blocks run, as many as sm_86 takes: bounds and points of up to five axes are held in registers.
+REGISTERS, REGISTERS_OF_ONE_WARP, REGISTERS_OF_BOUNDS = 48, 80, 128
 
 KERNELS = {
     "hypervolume": {"count_predecessors", "count_along_axis", "minimum", "staircase", "sweep", "sum_tiles"},
