@@ -236,10 +236,12 @@ void check_row_types(Random& random) {
 
 void check_row_types() {
   Random random(0);
-  for (const int64_t m : {4, 5, 9, 10, 17, 18, 64})
-    for (const int64_t n : {255 - m, 256 - m, int64_t{300}}) Padded(random, n, m).check(random);
-  for (const int64_t m : {4, 9, 10})
-    for (const int64_t n : {65535 - m, 65536 - m}) Padded(random, n, m).check(random);
+  // (n, m) on both sides of where rows grow wider.
+  const std::vector<std::pair<int64_t, int64_t>> shapes{
+      {251, 4},  {252, 4},  {300, 4},   {250, 5},   {251, 5},   {300, 5},   {246, 9},   {247, 9},
+      {300, 9},  {245, 10}, {246, 10},  {300, 10},  {238, 17},  {239, 17},  {300, 17},  {100, 18},
+      {237, 18}, {100, 64}, {65531, 4}, {65532, 4}, {65526, 9}, {65527, 9}, {65526, 10}};
+  for (const auto& [n, m] : shapes) Padded(random, n, m).check(random);
   for (const int64_t n : {250, 300}) check_cloud(random, n, 4);
   check_cloud(random, 40, 5);
 }
