@@ -322,3 +322,11 @@ def test_a_compiled_function_may_use_the_boxes(region):
     torch._dynamo.reset()
     compiled = torch.compile(volume, backend="aot_eager")
     torch.testing.assert_close(compiled(DEEP), volume(DEEP))
+
+
+def test_padding_counts_as_memory():
+    points = torch.rand(200, 30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lengths = torch.zeros(200, dtype=torch.int64)
+    lengths[0] = 30
+    with pytest.raises(MemoryError, match="max_memory"):
+        morlfast.box_decomposition(points, 1.1, region="dominated", maximize=False, lengths=lengths, max_memory=100_000)

@@ -1633,3 +1633,26 @@ def test_meta_points_give_a_meta_result(m):
         got = hv(points, 1.0, **options)
         assert got.is_meta
         assert (got.shape, got.dtype) == ((2, 3), torch.float32)
+
+
+def test_what_rounding_leaves_above_zero_is_no_gradient():
+    random = np.random.default_rng(0)
+    for m in (4, 5, 6):
+        rows = random.random((12, m))
+        rows[6:] = rows[:6] + random.choice([1e-12, 1e-14, 2e-16], (6, m))
+        points = torch.from_numpy(rows).requires_grad_()
+        (gradient,) = torch.autograd.grad(hv(points, 1.0), points)
+        assert (gradient <= 0).all()
+
+
+def test_pieces_of_a_float32_call_are_rounded_once():
+    points = fronts((), 100, 6).float()
+    assert torch.equal(hv(points, 0.9, progress=lambda done, total: None), hv(points.double(), 0.9).float())
+
+
+@pytest.mark.parametrize("ref_point", [True, torch.tensor([True, True])])
+def test_bools_are_no_numbers(ref_point):
+    with pytest.raises(TypeError, match="points"):
+        hv(torch.ones(3, 2, dtype=torch.bool), 2.0)
+    with pytest.raises(TypeError, match="ref_point"):
+        hv(torch.zeros(3, 2), ref_point)

@@ -450,3 +450,19 @@ def test_meta_points_give_meta_results(m):
 def test_a_scale_that_underflows_leaves_zero_not_nan():
     points = eighths(4, 6) * math.ldexp(1.0, -400)
     assert (contributions(points, math.ldexp(1.0, -400)) == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_least_contributor_of_float32_points_of_any_scale(scale):
+    points = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).abs()
+    points = points / points.norm(dim=1, keepdim=True) * scale
+    wide = morlfast.least_contributor(points.double(), 1.1 * scale, maximize=False)
+    assert torch.equal(morlfast.least_contributor(points, 1.1 * scale, maximize=False), wide)
+
+
+def test_masked_rows_contribute_nothing_to_a_nan_reference_point():
+    mask = torch.tensor([True, True, False, False, True, False])
+    points = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
+    got = morlfast.hypervolume_contributions(points, math.nan, maximize=False, nan="worst", mask=mask)
+    assert got.isnan().tolist() == mask.tolist()
+    assert (got[~mask] == 0).all()

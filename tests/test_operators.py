@@ -10,7 +10,17 @@ import pytest
 import torch
 
 F64 = torch.float64
-NAMES = ["hypervolume", "hypervolume_gradient", "non_dominated_sort", "group_advantages", "select_tokens"]
+# box_decomposition, whose shape depends on the data, has its own tests.
+NAMES = [
+    "hypervolume",
+    "hypervolume_gradient",
+    "hypervolume_contributions",
+    "hypervolume_improvement",
+    "hypervolume_subset",
+    "non_dominated_sort",
+    "group_advantages",
+    "select_tokens",
+]
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -32,7 +42,12 @@ def volume(points: torch.Tensor, **options: Any) -> dict[str, Any]:
         "lengths": None,
         "maximize": False,
         "nan_raises": True,
+        "max_memory": 2**30,
     } | options
+
+
+def whole(points: torch.Tensor, **options: Any) -> dict[str, Any]:
+    return volume(points, **({"part": 0, "parts": 1} | options))
 
 
 def group(rewards: torch.Tensor, **options: Any) -> dict[str, Any]:
@@ -45,17 +60,29 @@ def tokens(entropies: torch.Tensor, **options: Any) -> dict[str, Any]:
     return {"advantages": normal(8), "entropies": entropies, "mask": FLAGS} | settings | options
 
 
+WIDE = normal(2, 7, 5, seed=3).double()
 HYPERVOLUME = [
-    volume(FRONTS),
-    volume(FRONTS[..., :2].float(), lengths=RAGGED, maximize=True, nan_raises=False),
-    volume(FRONTS[0, 0, :, :1]),
-    volume(FRONTS[:0]),
+    whole(FRONTS),
+    whole(FRONTS[..., :2].float(), lengths=RAGGED, maximize=True, nan_raises=False),
+    whole(FRONTS[0, 0, :, :1]),
+    whole(FRONTS[:0]),
+    whole(WIDE, max_memory=1, part=1, parts=2),
 ]
 
 # By name, so that no test depends on the order of a schema.
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "hypervolume": HYPERVOLUME,
     "hypervolume_gradient": HYPERVOLUME,
+    "hypervolume_contributions": [
+        volume(FRONTS, ignore_dominated=False),
+        volume(FRONTS.float(), lengths=RAGGED, maximize=True, nan_raises=False, ignore_dominated=True),
+        volume(WIDE, ignore_dominated=True),
+    ],
+    "hypervolume_improvement": [
+        volume(FRONTS, candidates=normal(3, 2, 20, 1, 3, seed=4).double()),
+        volume(WIDE[0].float(), candidates=normal(4, 2, 5, seed=5), maximize=True, nan_raises=False),
+    ],
+    "hypervolume_subset": [volume(FRONTS, k=4), volume(WIDE.float(), k=0), volume(FRONTS, k=3, lengths=RAGGED)],
     "non_dominated_sort": [
         {"points": FRONTS, "maximize": False, "nan_raises": True},
         {"points": FRONTS.transpose(0, 1).float(), "maximize": True, "nan_raises": False},
@@ -88,6 +115,11 @@ PUBLIC: dict[str, tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]] 
     "hypervolume lengths": (
         lambda z, n: morlfast.hypervolume(z, 1.0, maximize=False, lengths=n, nan="worst"),
         (FRONTS, RAGGED),
+    ),
+    "hypervolume_contributions": (lambda z: morlfast.hypervolume_contributions(z, 1.0, maximize=False), (WIDE,)),
+    "hypervolume_improvement": (
+        lambda c, z: morlfast.hypervolume_improvement(c, z, 1.0, maximize=False),
+        (normal(20, 5, seed=6).double(), WIDE[0]),
     ),
     "non_dominated_sort": (lambda z: morlfast.non_dominated_sort(z, maximize=[True, False, True]), (FRONTS,)),
     "group_advantages": (lambda r: morlfast.group_advantages(r, 4), (normal(8),)),

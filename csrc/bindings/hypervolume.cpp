@@ -204,6 +204,10 @@ std::tuple<Result, Result, Result> boxes(const Tensor& points, const Tensor& ref
               [&](const auto& fronts) { all = box_decomposition(fronts, dominated); });
   int64_t most = 0;
   for (const Boxes& of_front : all) most = std::max(most, static_cast<int64_t>(of_front.lower.size()) / m);
+  const int64_t bytes = 2 * static_cast<int64_t>(all.size()) * most * m * (points.view.dtype.bits / 8);
+  if (bytes > max_memory)
+    throw MemoryLimitExceeded("box_decomposition: the boxes, padded to the largest front's, take " +
+                              std::to_string(bytes) + " bytes, more than max_memory = " + std::to_string(max_memory));
   Shape shape = points.leading(0);
   shape.sizes[shape.dims - 2] = most;
   lower.emplace(points, shape, points.view.dtype);
@@ -221,6 +225,9 @@ void define_hypervolume(nb::module_& module, nb::dict& schemas) {
   const std::string common = "bool maximize=False, bool nan_raises=True, Tensor? lengths=None, ";
   const std::string memory = "int max_memory=" + std::to_string(kDefaultMaxMemory);
   const auto define = [&](const char* name, const std::string& schema) { schemas[name] = nb::str(schema.c_str()); };
+
+  module.attr("max_hypervolume_objectives") = kMaxHypervolumeObjectives;
+  module.attr("default_max_memory") = kDefaultMaxMemory;
 
   const std::string whole = "(Tensor points, Tensor ref_point, " + common + memory + ", int part=0, int parts=1) -> ";
   define("hypervolume", whole + "Tensor");

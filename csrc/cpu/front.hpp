@@ -34,9 +34,9 @@ inline int64_t first_nan_row(const double* rows, int64_t n, int64_t m) {
   return -1;
 }
 
-/// `argument` and `row` as the caller knows them.
-[[noreturn]] inline void throw_nan(const BatchLayout& layout, int64_t b, int64_t row, const char* argument = "points") {
-  std::string where = "row " + std::to_string(row);
+/// `where` ("row 3") and `argument` as the caller knows them.
+[[noreturn]] inline void throw_nan(const BatchLayout& layout, int64_t b, std::string where,
+                                   const char* argument = "points") {
   if (layout.dims > 0) {
     std::string index;
     for (int d = layout.dims - 1; d >= 0; --d) {

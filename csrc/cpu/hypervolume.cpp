@@ -15,51 +15,27 @@
 namespace morlfast {
 namespace {
 
-// Widths and heights may be infinite; an empty side must not turn them into NaN.
-double area(double width, double height) { return width > 0 && height > 0 ? width * height : 0; }
-
 /// Sweeps one front of up to three objectives. Buffers are kept between fronts.
 class Sweep {
  public:
-  /// Loads the counting points of a front (minimized), those strictly better than `ref` in every objective.
-  void load(const double* rows, int64_t n, int m, const double* ref) {
+  void load(const MeasuredFront& front, int m) {
     m_ = m;
-    std::copy(ref, ref + m, ref_);
-    points_.clear();
-    rows_.clear();
-    double largest = 0;  // volume of one point alone
-    size_t best = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const double* z = rows + i * m;
-      bool counts = true;
-      double volume = 1;
-      for (int k = 0; k < m; ++k) {
-        counts &= z[k] < ref[k];
-        volume *= ref[k] - z[k];
-      }
-      if (!counts) continue;
-      if (volume > largest) {
-        largest = volume;
-        best = rows_.size();
-      }
-      points_.insert(points_.end(), z, z + m);
-      rows_.push_back(static_cast<int32_t>(i));
-    }
-    if (largest > 0) drop_dominated_by(best);
+    std::copy(front.ref, front.ref + m, ref_);
+    counting_.load(front.rows.data(), front.length, m, front.ref, true);
   }
 
-  bool empty() const { return rows_.empty(); }
+  bool empty() const { return counting_.size() == 0; }
 
   /// Returns the volume from a sweep along objective c; visit(row, A) receives each point's exclusive measure.
   template <class Visit>
   double along(int c, const Visit& visit) {
     const int a = c == 0 ? 1 : 0, b = c == 2 ? 1 : 2;
-    sorting_.sort(points_.data(), static_cast<int64_t>(rows_.size()), m_, c, order_);
+    sorting_.sort(counting_.points.data(), counting_.size(), m_, c, order_);
     if (m_ == 3) reset_staircase(a, b);
     double volume = 0, best_a = m_ == 2 ? ref_[a] : 0;
     bool first = true;
     for (const int32_t i : order_) {
-      const double* z = &points_[static_cast<size_t>(i) * m_];
+      const double* z = &counting_.points[static_cast<size_t>(i) * m_];
       double measure;
       if (m_ == 1) {
         measure = first ? 1 : 0;
@@ -71,40 +47,23 @@ class Sweep {
         measure = add_to_staircase(i, z[a], z[b]);
       }
       if (measure > 0) volume += (ref_[c] - z[c]) * measure;
-      visit(rows_[i], measure);
+      visit(counting_.source[i], measure);
     }
     return volume;
   }
 
  private:
-  /// What one strong point dominates never comes to be sorted: most of a random cloud.
-  void drop_dominated_by(size_t best) {
-    double strong[3];
-    std::copy_n(&points_[best * m_], m_, strong);
-    size_t kept = 0;
-    for (size_t i = 0; i < rows_.size(); ++i) {
-      const double* z = &points_[i * m_];
-      bool dominated = i != best;
-      for (int k = 0; k < m_; ++k) dominated &= z[k] >= strong[k];
-      if (dominated) continue;
-      std::copy_n(z, m_, &points_[kept * m_]);
-      rows_[kept++] = rows_[i];
-    }
-    points_.resize(kept * m_);
-    rows_.resize(kept);
-  }
-
   /// The staircase: the non-dominated (a, b) seen so far, a ascending and b descending, as ranks in a.
   void reset_staircase(int a, int b) {
     stair_ref_a_ = ref_[a];
     stair_ref_b_ = ref_[b];
-    const size_t n = rows_.size();
-    sorting_.sort(points_.data(), static_cast<int64_t>(n), m_, a, by_a_);
+    const size_t n = counting_.source.size();
+    sorting_.sort(counting_.points.data(), counting_.size(), m_, a, by_a_);
     rank_.resize(n);
     stair_a_.resize(n);
     for (size_t r = 0; r < n; ++r) {
       rank_[by_a_[r]] = static_cast<int32_t>(r);
-      stair_a_[r] = points_[static_cast<size_t>(by_a_[r]) * m_ + a];
+      stair_a_[r] = counting_.points[static_cast<size_t>(by_a_[r]) * m_ + a];
     }
     stair_b_.resize(n);
     stairs_.reset(static_cast<int64_t>(n));
@@ -119,13 +78,13 @@ class Sweep {
     double covered = 0, left = a;
     int64_t next = stairs_.above(rank);
     while (next >= 0 && stair_b_[next] >= b) {
-      covered += area(stair_a_[next] - left, height_top - b);
+      covered += guarded(stair_a_[next] - left, height_top - b);
       left = stair_a_[next];
       height_top = stair_b_[next];
       stairs_.erase(next);
       next = stairs_.above(next);
     }
-    covered += area((next < 0 ? stair_ref_a_ : stair_a_[next]) - left, height_top - b);
+    covered += guarded((next < 0 ? stair_ref_a_ : stair_a_[next]) - left, height_top - b);
     stairs_.insert(rank);
     stair_b_[rank] = b;
     return covered;
@@ -133,8 +92,8 @@ class Sweep {
 
   int m_ = 0;
   double ref_[3] = {};
-  std::vector<double> points_;
-  std::vector<int32_t> rows_, order_, by_a_, rank_;
+  CountingPoints counting_;
+  std::vector<int32_t> order_, by_a_, rank_;
   LexicographicOrder sorting_;
   RankSet stairs_;
   std::vector<double> stair_a_, stair_b_;
@@ -145,26 +104,25 @@ class Sweep {
 class Measure {
  public:
   template <class T>
-  T of_few_objectives(const MeasuredFront& front, int m, double sign, T* gradient) {
-    sweep_.load(front.rows.data(), front.length, m, front.ref);
+  T of_few_objectives(const MeasuredFront& front, int m, bool maximize, T* gradient) {
+    sweep_.load(front, m);
     if (sweep_.empty()) return 0;
     if (!gradient) return static_cast<T>(sweep_.along(m - 1, [](int32_t, double) {}));
     double volume = 0;
     for (int c = 0; c < m; ++c)
       volume = sweep_.along(c, [&](int32_t row, double measure) {
-        if (measure > 0) gradient[row * m + c] = static_cast<T>(sign * measure);
+        if (measure > 0) gradient[row * m + c] = static_cast<T>(maximize ? measure : -measure);
       });
     return static_cast<T>(volume);
   }
 
-  /// Minus the gradient where slopes of both signs gave NaN: sums of positive terms, one sweep for each objective.
-  void add_areas(const Part& part, int64_t max_memory, int m, double* slopes) {
-    const Workspace<BoundsBuffers> buffers(true);
+  /// The gradient again, where slopes of both signs gave NaN: sums of positive terms, one sweep for each objective.
+  void replace_by_areas(const Part& part, int64_t max_memory, int m, BoundsBuffers& buffers, double* slopes) {
     std::vector<double> areas(front.length);
     for (int c = 0; c < m; ++c) {
       ranked.load(front.rows.data(), front.length, m, front.ref, true, c);
       std::fill(areas.begin(), areas.end(), 0);
-      dominated_areas(ranked, Region::part(ranked, part.part, part.parts), {max_memory}, *buffers, areas.data());
+      dominated_areas(ranked, Region::part(ranked, part.part, part.parts), {max_memory}, buffers, areas.data());
       for (int64_t i = 0; i < front.length; ++i) slopes[i * m + c] = -areas[i];
     }
   }
@@ -176,6 +134,16 @@ class Measure {
  private:
   Sweep sweep_;
 };
+
+/// Derivatives of the minimized front in the caller's sense. Of the whole space none is positive: what rounding left
+/// above 0 is nothing. (A part's can be, at its cuts.)
+template <class T>
+void write_gradient(const std::vector<double>& slopes, const Part& part, bool maximize, T* gradient) {
+  for (size_t i = 0; i < slopes.size(); ++i) {
+    const double slope = part.parts == 1 && slopes[i] > 0 ? 0 : slopes[i];
+    gradient[i] = static_cast<T>(maximize ? 0 - slope : slope + 0.0);
+  }
+}
 
 bool any_nan(const std::vector<double>& values) {
   bool nan = false;
@@ -226,9 +194,11 @@ void hypervolume_in_regions(const Fronts<T, R>& fronts, const Part& part, int64_
     if (!gradient) continue;
     for (int64_t r = 1; r < count; ++r)
       for (size_t i = 0; i < slopes[0].size(); ++i) slopes[0][i] += slopes[r][i];
-    if (any_nan(slopes[0])) measure.add_areas(part, fronts.max_memory, static_cast<int>(m), slopes[0].data());
-    const double sign = fronts.maximize ? -1.0 : 1.0;
-    for (size_t i = 0; i < slopes[0].size(); ++i) gradient[b * n * m + i] = static_cast<T>(sign * slopes[0][i] + 0.0);
+    if (any_nan(slopes[0])) {
+      const Workspace<BoundsBuffers> buffers(true);
+      measure.replace_by_areas(part, fronts.max_memory, static_cast<int>(m), *buffers, slopes[0].data());
+    }
+    write_gradient(slopes[0], part, fronts.maximize, gradient + b * n * m);
   }
 }
 
@@ -253,10 +223,11 @@ void hypervolume(const Fronts<T, R>& fronts, const Part& part, T* value, T* grad
       value[b] = std::numeric_limits<T>::quiet_NaN();
       return;
     }
-    const double sign = fronts.maximize ? 1.0 : -1.0;
     if (m <= 3) {
       // Too fast to be worth cutting.
-      value[b] = part.part == 0 ? measure->of_few_objectives(front, static_cast<int>(m), sign, front_gradient) : T{0};
+      value[b] = part.part == 0
+                     ? measure->of_few_objectives(front, static_cast<int>(m), fronts.maximize, front_gradient)
+                     : T{0};
       return;
     }
     const Workspace<BoundsBuffers> buffers(true);
@@ -270,8 +241,8 @@ void hypervolume(const Fronts<T, R>& fronts, const Part& part, T* value, T* grad
     measure->slopes.assign(front.length * m, 0);
     value[b] = static_cast<T>(dominated_volume(ranked, region, {fronts.max_memory}, *buffers, measure->slopes.data()));
     if (any_nan(measure->slopes))
-      measure->add_areas(part, fronts.max_memory, static_cast<int>(m), measure->slopes.data());
-    for (int64_t i = 0; i < front.length * m; ++i) front_gradient[i] = static_cast<T>(-sign * measure->slopes[i] + 0.0);
+      measure->replace_by_areas(part, fronts.max_memory, static_cast<int>(m), *buffers, measure->slopes.data());
+    write_gradient(measure->slopes, part, fronts.maximize, front_gradient);
   });
 }
 

@@ -19,10 +19,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// 0 unless both sides are positive: 0 * inf and inf - inf reach no sum.
-double box(double width, double height, double depth) {
-  return width > 0 && height > 0 && depth > 0 ? width * height * depth : 0;
-}
+double box(double width, double height, double depth) { return guarded(guarded(width, height), depth); }
 
 /// `front` with columns of 0 and reference points of 1 up to `m` objectives: the same volumes.
 void pad_objectives(MeasuredFront& front, int64_t from, int64_t m) {
@@ -197,38 +194,23 @@ class ContributionSweep {
 class Contributors {
  public:
   void load(const MeasuredFront& front, int64_t m, bool ignore_dominated) {
-    rows_.clear();
-    source_.clear();
-    for (int64_t i = 0; i < front.length; ++i) {
-      const double* z = &front.rows[i * m];
-      bool counts = true;
-      for (int64_t k = 0; k < m; ++k) counts &= z[k] < front.ref[k];
-      if (!counts) continue;
-      rows_.insert(rows_.end(), z, z + m);
-      source_.push_back(static_cast<int32_t>(i));
-    }
-    const int64_t counting = static_cast<int64_t>(source_.size());
-    ranks_.resize(counting);
-    non_dominated_sort(PointsView<double>{rows_.data(), {}, 1, counting, m, m, 1}, false, NanPolicy::worst,
-                       ranks_.data());
-    size_t kept = 0;
-    for (int64_t i = 0; i < counting; ++i) {
-      if (ranks_[i] > (ignore_dominated ? 0 : 1)) continue;
-      std::copy_n(&rows_[i * m], m, &rows_[kept * m]);
-      ranks_[kept] = ranks_[i];
-      source_[kept++] = source_[i];
-    }
-    source_.resize(kept);
+    counting_.load(front.rows.data(), front.length, static_cast<int>(m), front.ref, false);
+    ranks_.resize(counting_.size());
+    non_dominated_sort(PointsView<double>{counting_.points.data(), {}, 1, counting_.size(), m, m, 1}, false,
+                       NanPolicy::worst, ranks_.data());
+    const int32_t last = ignore_dominated ? 0 : 1;
+    counting_.filter(m, [&](size_t i) { return ranks_[i] <= last; });
+    ranks_.erase(std::remove_if(ranks_.begin(), ranks_.end(), [&](int32_t rank) { return rank > last; }), ranks_.end());
   }
 
-  const double* rows() const { return rows_.data(); }
-  int64_t size() const { return static_cast<int64_t>(source_.size()); }
+  const double* rows() const { return counting_.points.data(); }
+  int64_t size() const { return counting_.size(); }
   /// Row of the front; -1 for a point that only bounds others.
-  int32_t contributing_row(int32_t i) const { return ranks_[i] == 0 ? source_[i] : -1; }
+  int32_t contributing_row(int32_t i) const { return ranks_[i] == 0 ? counting_.source[i] : -1; }
 
  private:
-  std::vector<double> rows_;
-  std::vector<int32_t> source_, ranks_;
+  CountingPoints counting_;
+  std::vector<int32_t> ranks_;
 };
 
 /// Contributions of two objectives: between two steps of the first, the lowest point so far alone dominates what lies
@@ -237,25 +219,19 @@ class TwoObjectives {
  public:
   /// `contributions` by row, zero before.
   void run(const MeasuredFront& front, bool ignore_dominated, double* contributions) {
-    points_.clear();
-    rows_.clear();
-    for (int64_t i = 0; i < front.length; ++i) {
-      const double* z = &front.rows[i * 2];
-      if (!(z[0] < front.ref[0] && z[1] < front.ref[1])) continue;
-      points_.insert(points_.end(), z, z + 2);
-      rows_.push_back(static_cast<int32_t>(i));
-    }
-    sorting_.sort(points_.data(), static_cast<int64_t>(rows_.size()), 2, 0, order_);
+    counting_.load(front.rows.data(), front.length, 2, front.ref, false);
+    const std::vector<double>& points = counting_.points;
+    sorting_.sort(points.data(), counting_.size(), 2, 0, order_);
     int32_t owner = -1;  // of the lowest point so far
     double low = front.ref[1], second = low, reached = 0;
     const auto advance = [&](double x) {
-      if (owner >= 0) contributions[rows_[owner]] += box(x - reached, second - low, 1);
+      if (owner >= 0) contributions[counting_.source[owner]] += box(x - reached, second - low, 1);
       reached = x;
     };
     for (const int32_t i : order_) {
-      const double x = points_[i * size_t{2}], y = points_[i * size_t{2} + 1];
+      const double x = points[i * size_t{2}], y = points[i * size_t{2} + 1];
       const bool dominated = owner >= 0 && y >= low;
-      if (dominated && ignore_dominated && !(y == low && x == points_[owner * size_t{2}])) continue;
+      if (dominated && ignore_dominated && !(y == low && x == points[owner * size_t{2}])) continue;
       advance(x);
       if (dominated) {
         second = std::min(second, y);
@@ -269,8 +245,8 @@ class TwoObjectives {
   }
 
  private:
-  std::vector<double> points_;
-  std::vector<int32_t> rows_, order_;
+  CountingPoints counting_;
+  std::vector<int32_t> order_;
   LexicographicOrder sorting_;
 };
 
@@ -349,8 +325,9 @@ class Improvements final : public BoxSink {
   double* volumes_;
 };
 
-// Boxes of the whole non-dominated region are worth making for this many candidates.
-constexpr int64_t kManyCandidates = 8;
+/// Boxes of the whole non-dominated region are worth making for this many candidates: they grow faster with m than the
+/// sweeps for single candidates do.
+int64_t many_candidates(int64_t m) { return int64_t{8} << std::clamp<int64_t>(m - 6, 0, 10); }
 
 struct ImprovementScratch {
   MeasuredFront front;
@@ -379,7 +356,7 @@ void hypervolume_improvement(const CandidatesView<T>& candidates, const Fronts<T
     std::vector<double>& corners = scratch->candidates;
     corners.assign(sets * size * m, 0);
     // 0 * inf in the boxes beyond a candidate at minus infinity: measured on its own.
-    std::vector<char> alone(sets, size != 1 || sets < kManyCandidates);
+    std::vector<char> alone(sets, size != 1 || sets < many_candidates(given));
     const T* first = sets * size > 0 ? candidates.data + candidates.layout.offset(b) : nullptr;
     for (int64_t s = 0; s < sets; ++s)
       for (int64_t i = 0; i < size; ++i) {
@@ -387,7 +364,10 @@ void hypervolume_improvement(const CandidatesView<T>& candidates, const Fronts<T
         load_rows(first + s * candidates.set_stride + i * candidates.row_stride, 1, given, 0, candidates.column_stride,
                   fronts.maximize, corner);
         if (fronts.nan == NanPolicy::raise && first_nan_row(corner, 1, given) >= 0)
-          throw_nan(candidates.layout, b, s * size + i, "candidates");
+          throw_nan(
+              candidates.layout, b,
+              size == 1 ? "row " + std::to_string(s) : "row " + std::to_string(i) + " of set " + std::to_string(s),
+              "candidates");
         for (int64_t k = 0; k < given; ++k) alone[s] |= corner[k] == -kInfinity;
       }
     if (given < m) pad_objectives(front, given, m);

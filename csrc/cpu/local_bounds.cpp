@@ -11,58 +11,12 @@ namespace morlfast {
 
 // ---- ranks ----
 
-namespace {
-
-// Before this many points the filter costs more than the points that it spares.
-constexpr int64_t kFewPoints = 8;
-
-}  // namespace
-
 void RankedFront::load(const double* rows, int64_t n, int m, const double* ref, bool prefilter, int axis) {
   m_ = m;
   axis_ = axis < 0 ? m - 1 : axis;
-  finite_ = true;
-  points_.resize(n * m);
-  source_.resize(n);
-  double largest = 0;
-  size_t strongest = 0, counting = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const double* z = rows + i * m;
-    bool counts = true, finite = true;
-    double volume = 1;
-    for (int k = 0; k < m; ++k) {
-      counts &= z[k] < ref[k];
-      finite &= z[k] > -std::numeric_limits<double>::infinity();
-      volume *= ref[k] - z[k];
-    }
-    if (!counts) continue;
-    finite_ &= finite;
-    if (volume > largest) {
-      largest = volume;
-      strongest = counting;
-    }
-    std::copy_n(z, m, &points_[counting * m]);
-    source_[counting++] = static_cast<int32_t>(i);
-  }
-  points_.resize(counting * m);
-  source_.resize(counting);
-  for (int k = 0; k < m; ++k) finite_ &= ref[k] < std::numeric_limits<double>::infinity();
-  if (prefilter && largest > 0 && static_cast<int64_t>(source_.size()) > kFewPoints) {
-    double strong[kMaxHypervolumeObjectives];
-    std::copy_n(&points_[strongest * m], m, strong);
-    size_t kept = 0;
-    for (size_t i = 0; i < source_.size(); ++i) {
-      const double* z = &points_[i * m];
-      bool dominated = i != strongest;
-      for (int k = 0; k < m; ++k) dominated &= z[k] >= strong[k];
-      if (dominated) continue;  // of copies the strongest is the first
-      std::copy_n(z, m, &points_[kept * m]);
-      source_[kept++] = source_[i];
-    }
-    points_.resize(kept * m);
-    source_.resize(kept);
-  }
-  const int size = static_cast<int>(source_.size());
+  counting_.load(rows, n, m, ref, prefilter);
+  const std::vector<double>& points = counting_.points;
+  const int size = static_cast<int>(counting_.size());
   row_.resize(size);
   position_.resize(size);
   rank_.resize(static_cast<size_t>(size) * (m - 1));
@@ -70,16 +24,16 @@ void RankedFront::load(const double* rows, int64_t n, int m, const double* ref, 
   column_.resize(static_cast<size_t>(size) * m);
   for (int k = m - 1; k >= 0; --k) {
     const int objective = k == m - 1 ? axis_ : k < axis_ ? k : k + 1;
-    sorting_.sort(points_.data(), size, m, objective, order_);
+    sorting_.sort(points.data(), size, m, objective, order_);
     double* coordinate = &coordinate_[static_cast<size_t>(k) * (size + 2)];
     coordinate[0] = -std::numeric_limits<double>::infinity();
     coordinate[size + 1] = ref[objective];
     for (int r = 0; r < size; ++r) {
       const int32_t i = order_[r];
-      const double z = points_[static_cast<size_t>(i) * m + objective];
+      const double z = points[static_cast<size_t>(i) * m + objective];
       coordinate[r + 1] = z;
       if (k == m - 1) {
-        row_[r] = source_[i];
+        row_[r] = counting_.source[i];
         position_[i] = r;
       } else {
         rank_[static_cast<size_t>(position_[i]) * (m - 1) + k] = r + 1;
@@ -188,9 +142,6 @@ class Sum {
  private:
   double sum_ = 0, compensation_ = 0;
 };
-
-// 0 unless both factors are positive: 0 * inf and inf - inf reach no sum.
-double guarded(double product, double side) { return product > 0 && side > 0 ? product * side : 0; }
 
 }  // namespace
 

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "counting_points.hpp"
 #include "lexicographic_order.hpp"
 
 namespace morlfast {
@@ -41,16 +42,14 @@ class RankedFront {
   /// Along the last objective.
   double depth(int t) const { return coordinates(m_ - 1)[t + 1]; }
   /// Whether every coordinate of points and reference point is finite.
-  bool finite() const { return finite_; }
+  bool finite() const { return counting_.finite; }
   /// Number of points whose coordinate along objective k is at most `value`.
   int rank_of(int k, double value) const;
 
  private:
   int m_ = 0;
   int axis_ = 0;
-  bool finite_ = true;
-  std::vector<double> points_;  // (size, m)
-  std::vector<int32_t> source_;
+  CountingPoints counting_;
   std::vector<int32_t> row_;
   std::vector<int32_t> rank_;
   std::vector<double> coordinate_, column_;

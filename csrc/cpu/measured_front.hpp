@@ -32,7 +32,7 @@ struct MeasuredFront {
     if (fronts.nan != NanPolicy::raise) return;
     if (ref_is_nan) throw std::invalid_argument("ref_point: expected no NaN, got NaN");
     const int64_t row = first_nan_row(rows.data(), length, m);
-    if (row >= 0) throw_nan(fronts.points.layout, b, row, fronts.argument);
+    if (row >= 0) throw_nan(fronts.points.layout, b, "row " + std::to_string(row), fronts.argument);
   }
 };
 

@@ -274,7 +274,7 @@ void non_dominated_sort(const PointsView<T>& points, bool maximize, NanPolicy na
     load_front(points, b, n, maximize, buffers->rows.data());
     if (nan == NanPolicy::raise) {
       const int64_t row = first_nan_row(buffers->rows.data(), n, m);
-      if (row >= 0) throw_nan(points.layout, b, row);
+      if (row >= 0) throw_nan(points.layout, b, "row " + std::to_string(row));
     }
     rank_front(*buffers, n, m, ranks + b * n);
   });

@@ -27,13 +27,15 @@ def as_float32_or_64(values: Any, name: str, **options: Any) -> Tensor:
     """float32 and float64 as they are; integers and Python's numbers as float64."""
     if isinstance(values, Tensor):
         tensor = values
+    elif isinstance(values, bool):
+        raise TypeError(f"{name}: expected float32, float64 or integers, got a bool")
     else:
         dtype = None if hasattr(values, "dtype") else torch.float64  # Python's floats are doubles
         tensor = as_tensor(values, name, dtype=dtype, **options)
     dtype = tensor.dtype
     if dtype is torch.float64 or dtype is torch.float32:
         return tensor
-    if dtype.is_floating_point or dtype.is_complex:
+    if dtype.is_floating_point or dtype.is_complex or dtype is torch.bool:
         raise TypeError(f"{name}: expected float32, float64 or integers, got {dtype}")
     return tensor.to(torch.float64)
 
@@ -128,7 +130,7 @@ def raise_for_nan(is_nan: Tensor, name: str) -> None:
 def as_ref_point(value: Any, points: Tensor, name: str = "ref_point") -> Tensor:
     """(m,) or broadcastable to the batch shape + (m,), on the device of the points."""
     objectives = points.shape[-1]
-    if isinstance(value, (float, int)):
+    if isinstance(value, (float, int)) and not isinstance(value, bool):
         return torch.full((objectives,), value, dtype=torch.float64, device=points.device)
     ref_point = as_float32_or_64(value, name, device=points.device)
     if points.device != ref_point.device:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from morlfast import _ops
+from morlfast import _C, _ops
 from morlfast._arguments import (
     NanPolicy,
+    as_float32_or_64,
     as_integer,
     as_lengths_or_mask,
     as_minimization,
@@ -24,9 +25,8 @@ from morlfast._arguments import (
     same_device,
 )
 
-# What csrc/include/morlfast/hypervolume.hpp allows.
-_MAX_OBJECTIVES = 64
-_MAX_MEMORY = 2**30
+_MAX_OBJECTIVES: int = _C.max_hypervolume_objectives
+_MAX_MEMORY: int = _C.default_max_memory
 
 
 def hypervolume(
@@ -47,12 +47,12 @@ def hypervolume(
     Exact for any number of objectives. On the CPU O(n log n) a front for m <= 3; beyond, in proportion to the number
     of local upper bounds, which is at worst O(n^(floor((m - 1) / 2) + 1)) and far less on most fronts. On a GPU
     O(n log n) for m <= 2 and O(n^2) work for m = 3. Everything is widened to float64 before anything is subtracted, so
-    float32 input costs what rounding it has cost: a front of unit size that was stored at an offset of 1000 has lost
-    about 1e-4 of its volume's digits before it comes here; subtract the offset in float64 first.
+    float32 input costs what rounding it has cost: the volume of a front of unit size that was stored at an offset of
+    1000 is off by about 1e-4 of itself before it comes here; subtract the offset in float64 first.
 
     Args:
-        points: fronts, shape (..., n, m) with m in 1..64; float32 or float64 with any strides. Array-likes are taken
-            too; integers and Python's numbers become float64.
+        points: fronts, shape (..., n, m) with m in 1..64 (on CUDA 1..16, and n < 65535 for m >= 4); float32 or float64
+            with any strides. Array-likes are taken too; integers and Python's numbers become float64.
         ref_point: scalar, (m,), or broadcastable to the batch shape + (m,).
         maximize: whether objectives are maximized; a bool, or one for each objective.
         lengths: integers of the batch shape; only the first ``lengths`` points of each front count.
@@ -71,13 +71,15 @@ def hypervolume(
     dominated points and further copies of a point add nothing. An empty front has hypervolume 0. A counting point that
     is infinitely good, or an infinitely bad reference value, gives ``inf``.
 
-    Differentiable once in ``points`` and ``ref_point``. Dominated points have gradient exactly 0. Where the volume has
+    Differentiable once in ``points`` and ``ref_point``, in reverse mode (``torch.func`` and forward mode raise). Where
+    the reference point is NaN the gradient is 0. Dominated points have gradient exactly 0. Where the volume has
     a kink (equal values of objective k), the derivative along k goes to the point that comes first in the order
     (objective k, the other objectives, row), so the lowest row of duplicates carries it all.
 
     Raises:
-        TypeError: for a dtype that is neither float32, float64 nor an integer.
-        ValueError: for shapes that do not fit, NaN under ``"raise"``, lengths outside 0..n, and mixed devices.
+        TypeError: for a dtype that is neither float32, float64 nor an integer, and for arguments of other types.
+        ValueError: for shapes that do not fit, NaN under ``"raise"``, lengths outside 0..n (on the CPU; a GPU must not
+            look), and mixed devices.
 
     Sources: Fonseca, Paquete and López-Ibáñez (2006) for the sweep in three objectives; Lacour, Klamroth and Fonseca
     (2017) for the boxes in more; Emmerich and Deutz (2014) for the gradient.
@@ -139,8 +141,6 @@ def hypervolume_contributions(
     >>> hypervolume_contributions(front, 4.0, maximize=False)
     tensor([1., 1., 1., 0.])
     """
-    if dominated not in ("count", "ignore"):
-        raise ValueError(f'dominated: expected "count" or "ignore", got {dominated!r}')
     fronts = _as_fronts(points, ref_point, maximize, lengths, mask, nan)
     return _contributions(fronts, dominated, max_memory)
 
@@ -172,10 +172,9 @@ def least_contributor(
     >>> least_contributor(torch.tensor([[0.0, 4.0], [3.0, 3.5], [4.0, 0.0]]), 5.0, maximize=False)
     tensor(1)
     """
-    if dominated not in ("count", "ignore"):
-        raise ValueError(f'dominated: expected "count" or "ignore", got {dominated!r}')
     fronts = _as_fronts(points, ref_point, maximize, lengths, mask, nan)
-    contributions = _contributions(fronts, dominated, max_memory)
+    # In float64: in float32 the contributions of a small front are all 0.
+    contributions = _contributions(fronts._replace(points=fronts.points.double()), dominated, max_memory)
     *batch, n = contributions.shape
     if n == 0:
         return torch.full(batch, -1, dtype=torch.int64, device=contributions.device)
@@ -221,18 +220,22 @@ def hypervolume_improvement(
 
     Returns:
         Tensor (..., Q), float64 if either input is, else float32. 0 for a candidate that is dominated by or equal to a
-        point of the front, or not strictly better than the reference point. Not differentiable; the boxes of
-        :func:`box_decomposition` or :func:`hypervolume` itself are.
+        point of the front, or not strictly better than the reference point, and for an empty set; beside an empty front
+        a candidate improves by its own volume. Not differentiable; :func:`hypervolume` is.
 
     Raises: as :func:`hypervolume`.
+
+    Source: Lacour, Klamroth and Fonseca (2017) for the boxes; Yang, Emmerich, Deutz and Bäck (2019) for measuring
+    improvements on them.
 
     >>> front = torch.tensor([[1.0, 3.0], [3.0, 1.0]])
     >>> hypervolume_improvement(torch.tensor([[2.0, 2.0], [3.0, 3.0], [0.0, 3.0]]), front, 4.0, maximize=False)
     tensor([1., 0., 1.])
     """
-    candidates = as_points(candidates, "candidates")
-    if joint and candidates.dim() < 3:
-        raise ValueError(f"candidates: expected shape (..., Q, q, m) with joint=True, got {tuple(candidates.shape)}")
+    candidates = as_float32_or_64(candidates, "candidates")
+    if candidates.dim() < 2 + bool(joint):
+        expected = "(..., Q, q, m) with joint=True" if joint else "(..., Q, m)"
+        raise ValueError(f"candidates: expected shape {expected}, got {tuple(candidates.shape)}")
     sets = candidates if joint else candidates[..., None, :]
     points = as_points(front, "front")
     same_device("candidates", candidates, "front", points)
@@ -241,8 +244,10 @@ def hypervolume_improvement(
             f"candidates: expected {points.shape[-1]} objectives, as front has, got shape {tuple(candidates.shape)}"
         )
     own_lengths, own_mask = as_lengths_or_mask(lengths, mask, points)
+    batch = points.shape[:-2]
     try:
-        batch = torch.broadcast_shapes(sets.shape[:-3], points.shape[:-2])
+        if sets.shape[:-3] != batch:  # torch imports sympy for this, which takes a second
+            batch = torch.broadcast_shapes(sets.shape[:-3], batch)
     except RuntimeError as error:
         raise ValueError(
             f"candidates: expected a batch shape that broadcasts with that of front {tuple(points.shape)}, got "
@@ -260,7 +265,7 @@ def hypervolume_improvement(
     )
     sets = sets.detach().to(dtype).expand(*batch, *sets.shape[-3:])
     _, _, (sets,) = as_minimization(points, maximize, sets)
-    nan_raises(nan, sets, name="candidates")
+    nan_raises(nan, candidates, name="candidates")
     return _ops.hypervolume_improvement(
         sets,
         fronts.points.detach(),
@@ -358,7 +363,7 @@ def hypervolume_subset(
 
     Each pick adds the most hypervolume to those before it, exactly. The hypervolume is submodular, so the k points have
     at least 1 - 1/e = 63 % of the largest hypervolume of any k points. For the same reason improvements only shrink,
-    and only those are measured anew that could still be the largest.
+    and only those are measured anew that could still be the largest: between n and n k sweeps over up to k points.
 
     Args:
         points, ref_point, maximize, lengths, mask, nan, max_memory: as in :func:`hypervolume`.
@@ -450,6 +455,8 @@ def _as_fronts(
     maximize, points, (ref_point,) = as_minimization(points, maximize, ref_point)
     if mask is not None:
         points = masked(points, mask, maximize)
+    if nan == "raise" and points.is_cuda and bool(ref_point.isnan().any()):
+        raise ValueError("ref_point: expected no NaN, got NaN")
     return _Fronts(points, ref_point, maximize, nan_raises(nan, points, lengths, name), lengths, mask)
 
 
@@ -461,7 +468,9 @@ def _as_max_memory(max_memory: Any) -> int:
 
 
 def _contributions(fronts: _Fronts, dominated: str, max_memory: int) -> Tensor:
-    return _ops.hypervolume_contributions(
+    if dominated not in ("count", "ignore"):
+        raise ValueError(f'dominated: expected "count" or "ignore", got {dominated!r}')
+    contributions = _ops.hypervolume_contributions(
         fronts.points.detach(),
         fronts.ref_point.detach(),
         fronts.maximize,
@@ -470,6 +479,8 @@ def _contributions(fronts: _Fronts, dominated: str, max_memory: int) -> Tensor:
         dominated == "ignore",
         _as_max_memory(max_memory),
     )
+    # Masked rows contribute nothing, not even a reference point's NaN.
+    return contributions if fronts.mask is None else torch.where(fronts.mask, contributions, 0)
 
 
 def _value(fronts: _Fronts, max_memory: int, part: int = 0, parts: int = 1) -> Tensor:
@@ -485,7 +496,8 @@ def _value(fronts: _Fronts, max_memory: int, part: int = 0, parts: int = 1) -> T
     return _ops.hypervolume(points, ref_point, maximize, raises, lengths, max_memory, part, parts)
 
 
-# Pieces that a call with `progress` is cut into: few enough to cost nothing, many enough to be seen moving.
+# Pieces that a call with `progress` is cut into: enough to be seen moving. Each sorts its fronts again, which shows in
+# calls of milliseconds and not in those of minutes.
 _PIECES = 64
 
 
@@ -493,11 +505,11 @@ def _in_pieces(fronts: _Fronts, max_memory: int, progress: Callable[[int, int], 
     """The fronts in groups, and from four objectives on each group in regions of the space."""
     *batch, n, m = fronts.points.shape
     count = math.prod(batch)
-    points = fronts.points.reshape(count, n, m)
+    points = fronts.points.reshape(count, n, m).double()  # rounded once, when all is summed
     ref_point = fronts.ref_point.expand(*batch, m).reshape(count, m)
     lengths = None if fronts.lengths is None else fronts.lengths.reshape(count)
     groups = max(1, min(count, _PIECES))
-    parts = 1 if m <= 3 else max(1, _PIECES // groups)
+    parts = 1 if m <= 3 or count == 0 else max(1, _PIECES // groups)
     bounds = [count * group // groups for group in range(groups + 1)]
     values = []
     for group in range(groups):
@@ -511,7 +523,7 @@ def _in_pieces(fronts: _Fronts, max_memory: int, progress: Callable[[int, int], 
             value = value + _value(piece, max_memory, part, parts)
             progress(group * parts + part + 1, groups * parts)
         values.append(value)
-    return torch.cat(values).reshape(batch)
+    return torch.cat(values).reshape(batch).to(fronts.points.dtype)
 
 
 class _Hypervolume(torch.autograd.Function):

@@ -205,7 +205,7 @@ def hype_fitness(
     *batch, n, m = points.shape
     k = as_integer(k, "k")
     if not 1 <= k <= max(n, 1):
-        raise ValueError(f"k: expected 1 to {n}, the number of points, got {k}")
+        raise ValueError(f"k: expected 1 to {max(n, 1)}, the number of points, got {k}")
     gains, sides = _gains(points, ref_point, maximize, lengths, mask, nan)
     replications = _replications(samples, sampler, m, generator)
     chunk, fronts = _tiles(gains, max(replications))
@@ -382,6 +382,8 @@ def _replications(samples: int, sampler: Sampler, m: int, generator: torch.Gener
     samples = as_integer(samples, "samples")
     if samples < 2:
         raise ValueError(f"samples: expected at least 2, got {samples}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {generator!r}")
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"generator: expected one of the CPU, got one of {generator.device}")
     if sampler == "random":

@@ -279,3 +279,11 @@ def test_install_can_be_undone():
             assert [getattr(module, cls.__name__) for cls in originals] == [own for own, _ in PAIRS]
     for module in (box_decompositions, hypervolume):
         assert [getattr(module, cls.__name__) for cls in originals] == originals
+
+
+def test_moving_a_partitioning_moves_what_its_boxes_are_made_of():
+    for name in ("DominatedPartitioning", "FastNondominatedPartitioning"):
+        partitioning = getattr(ours, name)(torch.zeros(3), torch.rand(8, 3)).to(torch.float64)
+        assert partitioning.get_hypercell_bounds().dtype == torch.float64
+        assert partitioning.compute_hypervolume().dtype == torch.float64
+        assert getattr(ours, name)(torch.zeros(3)).get_hypercell_bounds() is None

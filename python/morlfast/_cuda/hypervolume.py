@@ -12,7 +12,7 @@ from morlfast import _C
 
 # One O(n^2) launch orders a short front; from here on torch's O(n log n) sorts do. Not yet tuned on a GPU.
 _COUNTED_POINTS = 2048
-_MAX_MEMORY = 2**30
+_MAX_MEMORY: int = _C.default_max_memory
 # For the lists of box_decomposition, whose max_memory is about the boxes. Enough for one list of any front.
 _LIST_MEMORY = 2**28
 _NO_ROWS = -1

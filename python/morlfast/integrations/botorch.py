@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from botorch.utils.multi_objective import box_decompositions
@@ -57,19 +58,30 @@ class _Partitioning(BoxDecomposition):  # type: ignore[misc]  # BoTorch is not f
             lower = upper = self._neg_ref_point.expand(*self.batch_shape, self.num_outcomes).unsqueeze(-2)
         self.hypercell_bounds = torch.stack([-upper, -lower])
 
-    def get_hypercell_bounds(self) -> Tensor:
-        """Lower and upper vertices of disjoint boxes, (2, ..., K, m), detached; cells (ref, ref) pad a batch."""
-        if self.hypercell_bounds is None:
+    def get_hypercell_bounds(self) -> Tensor | None:
+        """Lower and upper vertices of disjoint boxes, (2, ..., K, m), detached; cells (ref, ref) pad a batch.
+
+        None as long as there is no `Y`.
+        """
+        if self.hypercell_bounds is None and self._neg_pareto_Y is not None:
             self._partition_space()
-        assert self.hypercell_bounds is not None
         return self.hypercell_bounds
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> _Partitioning:
+        """What `.to()` calls: the points move too, since boxes are made from them later."""
+        super()._apply(fn, *args, **kwargs)
+        for name in ("_neg_Y", "_neg_pareto_Y"):  # plain attributes, not buffers
+            tensor = vars(self).get(name)
+            if tensor is not None:
+                setattr(self, name, fn(tensor))
+        return self
 
     def _compute_hypervolume_if_y_has_data(self) -> Tensor:
         return hypervolume(self._neg_pareto_Y, self._neg_ref_point, maximize=False)
 
 
 class DominatedPartitioning(_Partitioning):
-    """Partition of the region that `Y` dominates, bounded by `ref_point`; BoTorch's arguments, attributes and shapes.
+    """Partition of the region that `Y` dominates, bounded by `ref_point`; BoTorch's arguments, methods and shapes.
 
     Beyond BoTorch 0.18.1: any batch shape for any number of objectives, and `compute_hypervolume()` is differentiable
     in `Y` for all of them. `update(Y)` adds points and computes afresh. Boxes are other boxes of the same region.
