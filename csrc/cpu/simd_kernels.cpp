@@ -187,7 +187,7 @@ int64_t index_of_largest(const double* values, int64_t n) {
   for (int64_t start = 0; start < n; start += kPiece) {
     const int64_t size = n - start < kPiece ? n - start : kPiece;
     double lane[16];
-    for (int64_t j = 0; j < 16; ++j) lane[j] = largest;
+    for (double& of_lane : lane) of_lane = largest;
     int64_t i = 0;
     for (; i + 16 <= size; i += 16)
       for (int64_t j = 0; j < 16; ++j) lane[j] = values[start + i + j] > lane[j] ? values[start + i + j] : lane[j];
