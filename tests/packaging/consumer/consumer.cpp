@@ -21,9 +21,11 @@ double batch(int64_t fronts) {
   std::vector<double> values(fronts);
   const int64_t stride = 1;
   const morlfast::BatchLayout layout{1, &fronts, &stride};
-  morlfast::hypervolume(morlfast::PointsView<double>{points.data(), layout, fronts, 1, 1, 1, 1},
-                        morlfast::VectorsView<double>{ref_points.data(), layout, 1}, nullptr, false,
-                        morlfast::NanPolicy::raise, values.data(), static_cast<double*>(nullptr));
+  const morlfast::Fronts<double, double> all{
+      .points = {points.data(), layout, fronts, 1, 1, 1, 1},
+      .ref_point = {ref_points.data(), layout, 1},
+  };
+  morlfast::hypervolume(all, {}, values.data(), static_cast<double*>(nullptr));
   return std::accumulate(values.begin(), values.end(), 0.0);
 }
 
