@@ -24,7 +24,17 @@ def test_the_wheel_imports(version: str, installed: Path, tmp_path: Path, run_py
         "nanobind-backend==1.0.0",
     )  # fmt: skip
     done = run_python(["-c", SCRIPT], [installed, tmp_path], INTERPRETERS[version])
-    operators = ["group_advantages", "hypervolume", "hypervolume_gradient", "non_dominated_sort", "select_tokens"]
+    operators = [
+        "box_decomposition",
+        "group_advantages",
+        "hypervolume",
+        "hypervolume_contributions",
+        "hypervolume_gradient",
+        "hypervolume_improvement",
+        "hypervolume_subset",
+        "non_dominated_sort",
+        "select_tokens",
+    ]
     assert done.stdout == f"{version.split('.')[1]} {operators} split\n", done.stderr
 
 

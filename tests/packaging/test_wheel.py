@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from building import ROOT, run, shown_by
 
-SIZE_BUDGET = 1 << 20  # bytes, without CUDA
+SIZE_BUDGET = 1536 * 1024  # 1.2 MB: the sweeps of local bounds are compiled for each width of row
 
 
 def names_in(wheel: Path) -> set[str]:
