@@ -365,6 +365,13 @@ def test_what_a_candidate_adds_depends_on_no_other_candidate(m, other):
     assert torch.equal(got == 0, expected == 0)
 
 
+@pytest.mark.parametrize("m", [*OBJECTIVES, 8])
+def test_a_side_of_no_length_beside_sides_that_overflow_is_no_volume(m):
+    candidates = torch.full((64, m), -1e200, dtype=F64)
+    candidates[torch.arange(64), torch.arange(64) % m] = 0.0
+    assert (improvement(candidates, torch.zeros(0, m, dtype=F64), 0.0) == 0).all()
+
+
 def test_the_shapes_of_candidates_are_checked():
     front = fronts((4,), 6, 3)
     for shape in ((), (3,), (5, 2), (5, 4), (3, 5, 3), (5, 0)):

@@ -221,6 +221,7 @@ void add_box_volumes(const double* low, const double* high, int64_t stride, int6
         measure[i] *= side > 0 ? side : 0;
       }
     }
+    for (int64_t i = 0; i < size; ++i) measure[i] = measure[i] > 0 ? measure[i] : 0;  // 0 * (1e200 * 1e200) is NaN
     double eight[8] = {};
     int64_t i = 0;
     for (; i + 8 <= size; i += 8)
