@@ -115,4 +115,21 @@ void require_points(const Tensor& points) {
   if (points.dims() < 2) throw nb::value_error(("points: expected shape (..., n, m), got " + points.shape()).c_str());
 }
 
+const int64_t* checked_lengths(const std::optional<Tensor>& lengths, const Tensor& points) {
+  if (!lengths) return nullptr;
+  require_cpu(*lengths, "lengths");
+  if (!lengths->is(kDLInt, 64)) throw nb::type_error("lengths: expected int64");
+  bool fits = lengths->dims() == points.dims() - 2;
+  int64_t expected_stride = 1;
+  for (int d = lengths->dims() - 1; fits && d >= 0; --d) {
+    fits = lengths->size(d) == points.size(d) && (lengths->size(d) == 1 || lengths->stride(d) == expected_stride);
+    expected_stride *= std::max<int64_t>(lengths->size(d), 1);
+  }
+  if (!fits)
+    throw nb::value_error(("lengths: expected the batch shape and contiguous strides for points " + points.shape() +
+                           ", got " + lengths->shape())
+                              .c_str());
+  return reinterpret_cast<const int64_t*>(lengths->data());
+}
+
 }  // namespace morlfast::bindings

@@ -103,6 +103,9 @@ PointsView<T> points_view(const Tensor& points) {
 /// Checks what every operator on points needs: CPU, float32 or float64, at least two dimensions.
 void require_points(const Tensor& points);
 
+/// The lengths of points (..., n, m), int64 of the batch shape, contiguous; nullptr without.
+const int64_t* checked_lengths(const std::optional<Tensor>& lengths, const Tensor& points);
+
 /// Calls f(float{}) or f(double{}).
 template <class F>
 decltype(auto) with_points_dtype(const Tensor& points, F&& f) {
