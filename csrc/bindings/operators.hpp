@@ -9,6 +9,7 @@ namespace nb = nanobind;
 void define_advantages(nb::module_& module, nb::dict& schemas);
 void define_hypervolume(nb::module_& module, nb::dict& schemas);
 void define_hypervolume_cuda(nb::module_& module);
+void define_indicators(nb::module_& module, nb::dict& schemas);
 void define_pareto(nb::module_& module, nb::dict& schemas);
 void define_tokens(nb::module_& module, nb::dict& schemas);
 

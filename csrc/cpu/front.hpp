@@ -27,6 +27,14 @@ void load_front(const PointsView<T>& points, int64_t b, int64_t rows, bool maxim
   load_rows(points.front(b), rows, points.m, points.row_stride, points.column_stride, maximize, out);
 }
 
+/// One set's number of points, as a caller gave it.
+inline int64_t checked_length(int64_t length, int64_t n) {
+  if (length < 0 || length > n)
+    throw std::invalid_argument("lengths: expected values from 0 to " + std::to_string(n) + ", got " +
+                                std::to_string(length));
+  return length;
+}
+
 /// First row with a NaN, or -1.
 inline int64_t first_nan_row(const double* rows, int64_t n, int64_t m) {
   for (int64_t i = 0; i < n * m; ++i)

@@ -17,10 +17,7 @@ struct MeasuredFront {
   template <class T, class R>
   void load(const Fronts<T, R>& fronts, int64_t b) {
     const int64_t n = fronts.points.n, m = fronts.points.m;
-    length = fronts.lengths ? fronts.lengths[b] : n;
-    if (length < 0 || length > n)
-      throw std::invalid_argument("lengths: expected values from 0 to " + std::to_string(n) + ", got " +
-                                  std::to_string(length));
+    length = fronts.lengths ? checked_length(fronts.lengths[b], n) : n;
     rows.resize(length * m);
     load_front(fronts.points, b, length, fronts.maximize, rows.data());
     ref_is_nan = false;

@@ -4,6 +4,9 @@
 
 namespace morlfast {
 
+/// Queries that best_points takes at once, and points after which it notes whether one of them was the best so far.
+inline constexpr int kBestQueries = 32, kBestPiece = 16;
+
 struct SimdTable {
   const char* name;
   /// target[i] &= source[i]
@@ -47,6 +50,13 @@ struct SimdTable {
   /// value = ((value - pivot[k]) - centre[k]) / divisor[k]; NaN stays
   void (*standardize)(double* values, int64_t rows, int64_t m, const double* pivot, const double* centre,
                       const double* divisor);
+
+  /// least[i] = the least value that a row of points (n, m) has for query i, and pieces[i] = first_piece + the number
+  /// of the piece in which it fell below least[i], for the first `count` of queries (m, kBestQueries). `best` as in
+  /// morlfast::Best, with queries negated for dot_product. A pair that is NaN is passed over; `ordinary` promises that
+  /// none is, except for rows all NaN.
+  void (*best_points)(int best, bool ordinary, const double* points, int64_t n, int64_t m, const double* queries,
+                      int64_t count, int64_t first_piece, double* least, int64_t* pieces);
 };
 
 /// The best level that this processor runs; MORLFAST_SIMD=<name> picks a lower one.

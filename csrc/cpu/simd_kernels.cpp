@@ -287,6 +287,129 @@ void standardize(double* values, int64_t rows, int64_t m, const double* __restri
   }
 }
 
+typedef double Lanes __attribute__((vector_size(kVectorBytes)));
+typedef int64_t Pieces __attribute__((vector_size(kVectorBytes)));
+constexpr int kLanes = kVectorBytes / 8;
+
+/// a < b ? a : b in every lane, so b beside NaN.
+Lanes smaller(Lanes a, Lanes b) {
+#if defined(__AVX512BW__)
+  return (Lanes)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b);  // unmasked: GCC 12 warns falsely
+#elif defined(__AVX2__)
+  return (Lanes)_mm256_min_pd((__m256d)a, (__m256d)b);
+#elif defined(__SSE2__)
+  return (Lanes)_mm_min_pd((__m128d)a, (__m128d)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+/// a > b ? a : b in every lane, so b beside NaN.
+Lanes larger(Lanes a, Lanes b) {
+#if defined(__AVX512BW__)
+  return (Lanes)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  return (Lanes)_mm256_max_pd((__m256d)a, (__m256d)b);
+#elif defined(__SSE2__)
+  return (Lanes)_mm_max_pd((__m128d)a, (__m128d)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// The numbers of morlfast::Best.
+enum { kDotProduct, kChebyshev, kSquaredDistance, kSquaredExcess, kLargestDifference, kLargestQuotient };
+
+/// One objective's part of the value; of the first kinds the parts are added, of the others the largest counts.
+template <int kBest>
+Lanes part(Lanes q, double p) {
+  if constexpr (kBest == kDotProduct || kBest == kChebyshev) return q * p;
+  if constexpr (kBest == kSquaredDistance) return (q - p) * (q - p);
+  if constexpr (kBest == kSquaredExcess) {
+    const Lanes excess = larger(Lanes{}, p - q);
+    return excess * excess;
+  }
+  if constexpr (kBest == kLargestDifference) return p - q;
+  return p / q;
+}
+
+template <int kBest>
+constexpr bool kAdded = kBest == kDotProduct || kBest == kSquaredDistance || kBest == kSquaredExcess;
+
+// Vectors of queries that share the loads of a point: a load that feeds one operation is free with 512-bit vectors.
+#if defined(__AVX512BW__)
+constexpr int kSharing = 1;
+#elif defined(__AVX2__)
+constexpr int kSharing = 4;
+#else
+constexpr int kSharing = 2;
+#endif
+
+/// kM objectives in registers; kM = 0: any number, and NaN in one part is NaN of the pair.
+template <int kBest, int kM>
+void best_points_of(const double* points, int64_t n, int64_t m, const double* queries, int64_t count,
+                    int64_t first_piece, double* least_of, int64_t* piece_of) {
+  if (kM > 0) m = kM;
+  for (int64_t i = 0; i < count; i += kSharing * kLanes) {
+    Lanes q[kM > 0 ? kM : 1][kSharing], least[kSharing];
+    Pieces piece[kSharing];
+    for (int k = 0; k < kM; ++k) __builtin_memcpy(q[k], queries + k * kBestQueries + i, sizeof q[k]);
+    __builtin_memcpy(least, least_of + i, sizeof least);
+    __builtin_memcpy(piece, piece_of + i, sizeof piece);
+    for (int64_t start = 0; start < n; start += kBestPiece) {
+      Lanes before[kSharing];
+      for (int r = 0; r < kSharing; ++r) before[r] = least[r];
+      const double* end = points + (n - start < kBestPiece ? n : start + kBestPiece) * m;
+      for (const double* p = points + start * m; p < end; p += m) {
+        if constexpr (kM > 0) {
+          for (int r = 0; r < kSharing; ++r) {
+            Lanes value = part<kBest>(q[0][r], p[0]);
+            for (int k = 1; k < kM; ++k) {
+              const Lanes next = part<kBest>(q[k][r], p[k]);
+              value = kAdded<kBest> ? value + next : larger(next, value);
+            }
+            least[r] = smaller(value, least[r]);
+          }
+        } else {
+          Lanes value[kSharing], own[kSharing];
+          __builtin_memcpy(own, queries + i, sizeof own);
+          for (int r = 0; r < kSharing; ++r) value[r] = part<kBest>(own[r], p[0]);
+          for (int64_t k = 1; k < m; ++k) {
+            __builtin_memcpy(own, queries + k * kBestQueries + i, sizeof own);
+            for (int r = 0; r < kSharing; ++r) {
+              const Lanes next = part<kBest>(own[r], p[k]);
+              if (kAdded<kBest>)
+                value[r] += next;
+              else
+                value[r] = (value[r] != value[r]) | (next <= value[r]) ? value[r] : next;
+            }
+          }
+          for (int r = 0; r < kSharing; ++r) least[r] = smaller(value[r], least[r]);
+        }
+      }
+      for (int r = 0; r < kSharing; ++r)
+        piece[r] = least[r] < before[r] ? Pieces{} + (first_piece + start / kBestPiece) : piece[r];
+    }
+    __builtin_memcpy(least_of + i, least, sizeof least);
+    __builtin_memcpy(piece_of + i, piece, sizeof piece);
+  }
+}
+
+using BestPoints = void(const double*, int64_t, int64_t, const double*, int64_t, int64_t, double*, int64_t*);
+
+template <int kBest>
+constexpr BestPoints* kBestPoints[] = {best_points_of<kBest, 0>, best_points_of<kBest, 1>, best_points_of<kBest, 2>,
+                                       best_points_of<kBest, 3>, best_points_of<kBest, 4>, best_points_of<kBest, 5>,
+                                       best_points_of<kBest, 6>, best_points_of<kBest, 7>, best_points_of<kBest, 8>};
+
+void best_points(int best, bool ordinary, const double* points, int64_t n, int64_t m, const double* queries,
+                 int64_t count, int64_t first_piece, double* least, int64_t* pieces) {
+  constexpr BestPoints* const* kOf[] = {kBestPoints<kDotProduct>,        kBestPoints<kChebyshev>,
+                                        kBestPoints<kSquaredDistance>,   kBestPoints<kSquaredExcess>,
+                                        kBestPoints<kLargestDifference>, kBestPoints<kLargestQuotient>};
+  kOf[best][ordinary && m <= 8 ? m : 0](points, n, m, queries, count, first_piece, least, pieces);
+}
+
 }  // namespace
 
 extern const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL);
@@ -306,6 +429,7 @@ const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {MORLFAST_STRING(MOR
                                                              score_keys_64,
                                                              sum_scored,
                                                              sum_squares,
-                                                             standardize};
+                                                             standardize,
+                                                             best_points};
 
 }  // namespace morlfast

@@ -32,6 +32,7 @@ hypervolume_contributions: Callable[..., Tensor] = _operators.hypervolume_contri
 hypervolume_improvement: Callable[..., Tensor] = _operators.hypervolume_improvement.default
 hypervolume_subset: Callable[..., Tensor] = _operators.hypervolume_subset.default
 box_decomposition: Callable[..., tuple[Tensor, Tensor, Tensor]] = _operators.box_decomposition.default
+best_points: Callable[..., tuple[Tensor, Tensor]] = _operators.best_points.default
 non_dominated_sort: Callable[..., Tensor] = _operators.non_dominated_sort.default
 group_advantages: Callable[..., Tensor] = _operators.group_advantages.default
 select_tokens: Callable[..., Tensor] = _operators.select_tokens.default
@@ -65,6 +66,14 @@ def _fake_box_decomposition(points: Tensor, *others: object, **options: object) 
     boxes = torch.library.get_ctx().new_dynamic_size()
     lower, upper = points.new_empty((*batch, boxes, m)), points.new_empty((*batch, boxes, m))
     return lower, upper, points.new_empty(batch, dtype=torch.int64)
+
+
+def _fake_best_points(
+    queries: Tensor, points: Tensor, kind: int, lengths: Tensor | None = None, with_rows: bool = False
+) -> tuple[Tensor, Tensor]:
+    *batch, count, _ = queries.shape
+    rows = queries.new_empty((*batch, count if with_rows else 0), dtype=torch.int64)
+    return queries.new_empty((*batch, count)), rows
 
 
 def _fake_non_dominated_sort(points: Tensor, maximize: bool = False, nan_raises: bool = True) -> Tensor:
@@ -103,6 +112,7 @@ for _fake in (
     _fake_hypervolume_improvement,
     _fake_hypervolume_subset,
     _fake_box_decomposition,
+    _fake_best_points,
     _fake_non_dominated_sort,
     _fake_group_advantages,
     _fake_select_tokens,
@@ -136,6 +146,7 @@ for _family, _kind, _names in (
             "box_decomposition",
         ),
     ),
+    ("indicators", "_triton", ("best_points",)),
     ("pareto", "_triton", ("non_dominated_sort",)),
     ("advantages", "_triton", ("group_advantages",)),
     ("tokens", "_triton", ("select_tokens",)),

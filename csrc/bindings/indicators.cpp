@@ -1,0 +1,52 @@
+#include "morlfast/indicators.hpp"
+
+#include <optional>
+
+#include "operators.hpp"
+#include "tensor.hpp"
+
+namespace morlfast::bindings {
+namespace {
+
+using namespace nb::literals;
+
+std::pair<Result, Result> best(const Tensor& queries, const Tensor& points, int64_t kind,
+                               const std::optional<Tensor>& lengths, bool with_rows) {
+  require_points(points);
+  require_cpu(queries, "queries");
+  const int dims = points.dims();
+  bool fits =
+      queries.dims() == dims && queries.is(kDLFloat, points.view.dtype.bits) && queries.size(-1) == points.size(-1);
+  for (int d = 0; fits && d < dims - 2; ++d) fits = queries.size(d) == points.size(d);
+  if (!fits)
+    throw nb::value_error(("queries: expected the dtype, the batch shape and the objectives of points " +
+                           points.shape() + ", got " + queries.shape())
+                              .c_str());
+  if (kind < 0 || kind > static_cast<int64_t>(Best::largest_quotient))
+    throw nb::value_error(("kind: expected 0 to 5, got " + std::to_string(kind)).c_str());
+  const int64_t* counted = checked_lengths(lengths, points);
+  const Shape shape = queries.leading(1);
+  Shape rows_shape = shape;
+  if (!with_rows) rows_shape.sizes[rows_shape.dims - 1] = 0;
+  Result values(points, shape, points.view.dtype);
+  Result rows(points, rows_shape, DLDataType{kDLInt, 64, 1});
+  with_points_dtype(points, [&](auto zero) {
+    using T = decltype(zero);
+    const PointsView<T> query_view = points_view<T>(queries), view = points_view<T>(points);
+    T* value = values.data<T>();
+    int64_t* row = with_rows ? rows.data<int64_t>() : nullptr;
+    const GilRelease release(queries.numel() * (1 + view.n));
+    best_points(query_view, view, static_cast<Best>(kind), counted, value, row);
+  });
+  return {std::move(values), std::move(rows)};
+}
+
+}  // namespace
+
+void define_indicators(nb::module_& module, nb::dict& schemas) {
+  schemas["best_points"] =
+      "(Tensor queries, Tensor points, int kind, Tensor? lengths=None, bool with_rows=False) -> (Tensor, Tensor)";
+  module.def("best_points", &best, "queries"_a, "points"_a, "kind"_a, "lengths"_a = nb::none(), "with_rows"_a = false);
+}
+
+}  // namespace morlfast::bindings
