@@ -1,5 +1,7 @@
 #include "morlfast/pareto.hpp"
 
+#include <optional>
+
 #include "operators.hpp"
 #include "tensor.hpp"
 
@@ -8,15 +10,86 @@ namespace {
 
 using namespace nb::literals;
 
-Result ranks(const Tensor& points, bool maximize, bool nan_raises) {
-  require_points(points);
-  Result result(points, points.leading(1), DLDataType{kDLInt, 32, 1});
+/// The arguments that all operators of the family share.
+struct Arguments {
+  const Tensor& points;
+  const std::optional<Tensor>& lengths;
+  bool maximize, nan_raises;
+  const char* argument = "points";
+};
+
+/// Calls f(sets) with the GIL released, where sets are those of the arguments in their dtype.
+template <class F>
+void with_sets(const Arguments& arguments, F&& f) {
+  const auto& [points, lengths, maximize, nan_raises, argument] = arguments;
+  const int64_t* counted = checked_lengths(lengths, points);
   with_points_dtype(points, [&](auto zero) {
     using T = decltype(zero);
-    const PointsView<T> view = points_view<T>(points);
-    int32_t* out = result.data<int32_t>();
+    const PointSets<T> sets{points_view<T>(points), counted, maximize, nan_raises ? NanPolicy::raise : NanPolicy::worst,
+                            argument};
     const GilRelease release(points.numel());
-    non_dominated_sort(view, maximize, nan_raises ? NanPolicy::raise : NanPolicy::worst, out);
+    f(sets);
+  });
+}
+
+template <class T>
+T element_of(const PointSets<T>&);
+
+constexpr DLDataType kInt32{kDLInt, 32, 1}, kBool{kDLBool, 8, 1};
+
+const double* checked_violations(const std::optional<Tensor>& violations, const Tensor& points) {
+  if (!violations) return nullptr;
+  require_cpu(*violations, "violations");
+  if (!violations->is(kDLFloat, 64)) throw nb::type_error("violations: expected float64");
+  bool fits = violations->dims() == points.dims() - 1;
+  int64_t expected_stride = 1;
+  for (int d = violations->dims() - 1; fits && d >= 0; --d) {
+    fits =
+        violations->size(d) == points.size(d) && (violations->size(d) == 1 || violations->stride(d) == expected_stride);
+    expected_stride *= std::max<int64_t>(violations->size(d), 1);
+  }
+  if (!fits)
+    throw nb::value_error(("violations: expected one value a point and contiguous strides for points " +
+                           points.shape() + ", got " + violations->shape())
+                              .c_str());
+  return reinterpret_cast<const double*>(violations->data());
+}
+
+Result ranks(const Tensor& points, bool maximize, bool nan_raises, const std::optional<Tensor>& lengths,
+             const std::optional<Tensor>& violations, int64_t stop_after) {
+  require_points(points);
+  const double* violation = checked_violations(violations, points);
+  Result result(points, points.leading(1), kInt32);
+  with_sets({points, lengths, maximize, nan_raises},
+            [&](const auto& sets) { non_dominated_sort(sets, violation, stop_after, result.data<int32_t>()); });
+  return result;
+}
+
+Result non_dominated(const Tensor& points, bool maximize, bool nan_raises, const std::optional<Tensor>& lengths,
+                     bool deduplicate) {
+  require_points(points);
+  Result result(points, points.leading(1), kBool);
+  with_sets({points, lengths, maximize, nan_raises},
+            [&](const auto& sets) { is_non_dominated(sets, deduplicate, result.data<bool>()); });
+  return result;
+}
+
+Result counts(const Tensor& points, bool maximize, bool nan_raises, const std::optional<Tensor>& lengths) {
+  require_points(points);
+  Result result(points, points.leading(1), kInt32);
+  with_sets({points, lengths, maximize, nan_raises},
+            [&](const auto& sets) { dominance_counts(sets, result.data<int32_t>()); });
+  return result;
+}
+
+Result dominated_by(const Tensor& points, const Tensor& others, bool maximize, bool nan_raises,
+                    const std::optional<Tensor>& lengths, bool weakly) {
+  require_points(points);
+  require_points_like(others, "others", points);
+  Result result(points, points.leading(1), kBool);
+  with_sets({others, lengths, maximize, nan_raises, "others"}, [&](const auto& sets) {
+    using T = decltype(element_of(sets));
+    is_dominated_by(points_view<T>(points), sets, weakly, result.data<bool>());
   });
   return result;
 }
@@ -24,8 +97,28 @@ Result ranks(const Tensor& points, bool maximize, bool nan_raises) {
 }  // namespace
 
 void define_pareto(nb::module_& module, nb::dict& schemas) {
-  schemas["non_dominated_sort"] = "(Tensor points, bool maximize=False, bool nan_raises=True) -> Tensor";
-  module.def("non_dominated_sort", &ranks, "points"_a, "maximize"_a = false, "nan_raises"_a = true);
+  const auto define = [&](const char* name, const char* schema, auto function, const auto&... arguments) {
+    schemas[name] = nb::str(schema);
+    module.def(name, function, "points"_a, arguments...);
+  };
+  define("non_dominated_sort",
+         "(Tensor points, bool maximize=False, bool nan_raises=True, Tensor? lengths=None, Tensor? violations=None, "
+         "int stop_after=0) -> Tensor",
+         &ranks, "maximize"_a = false, "nan_raises"_a = true, "lengths"_a = nb::none(), "violations"_a = nb::none(),
+         "stop_after"_a = 0);
+  define("is_non_dominated",
+         "(Tensor points, bool maximize=False, bool nan_raises=True, Tensor? lengths=None, bool deduplicate=False) -> "
+         "Tensor",
+         &non_dominated, "maximize"_a = false, "nan_raises"_a = true, "lengths"_a = nb::none(),
+         "deduplicate"_a = false);
+  define("dominance_counts",
+         "(Tensor points, bool maximize=False, bool nan_raises=True, Tensor? lengths=None) -> Tensor", &counts,
+         "maximize"_a = false, "nan_raises"_a = true, "lengths"_a = nb::none());
+  define("is_dominated_by",
+         "(Tensor points, Tensor others, bool maximize=False, bool nan_raises=True, Tensor? lengths=None, bool "
+         "weakly=False) -> Tensor",
+         &dominated_by, "others"_a, "maximize"_a = false, "nan_raises"_a = true, "lengths"_a = nb::none(),
+         "weakly"_a = false);
 }
 
 }  // namespace morlfast::bindings

@@ -115,6 +115,18 @@ void require_points(const Tensor& points) {
   if (points.dims() < 2) throw nb::value_error(("points: expected shape (..., n, m), got " + points.shape()).c_str());
 }
 
+void require_points_like(const Tensor& others, const char* argument, const Tensor& points) {
+  require_cpu(others, argument);
+  bool fits = others.dims() == points.dims() && others.is(kDLFloat, points.view.dtype.bits) &&
+              others.size(-1) == points.size(-1);
+  for (int d = 0; fits && d < points.dims() - 2; ++d) fits = others.size(d) == points.size(d);
+  if (!fits)
+    throw nb::value_error((std::string(argument) +
+                           ": expected the dtype, the batch shape and the objectives of points " + points.shape() +
+                           ", got " + others.shape())
+                              .c_str());
+}
+
 const int64_t* checked_lengths(const std::optional<Tensor>& lengths, const Tensor& points) {
   if (!lengths) return nullptr;
   require_cpu(*lengths, "lengths");

@@ -103,6 +103,9 @@ PointsView<T> points_view(const Tensor& points) {
 /// Checks what every operator on points needs: CPU, float32 or float64, at least two dimensions.
 void require_points(const Tensor& points);
 
+/// Checks a second set of points for each of the first: same device, dtype, batch shape and objectives.
+void require_points_like(const Tensor& others, const char* argument, const Tensor& points);
+
 /// The lengths of points (..., n, m), int64 of the batch shape, contiguous; nullptr without.
 const int64_t* checked_lengths(const std::optional<Tensor>& lengths, const Tensor& points);
 

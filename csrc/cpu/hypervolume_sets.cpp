@@ -196,8 +196,8 @@ class Contributors {
   void load(const MeasuredFront& front, int64_t m, bool ignore_dominated) {
     counting_.load(front.rows.data(), front.length, static_cast<int>(m), front.ref, false);
     ranks_.resize(counting_.size());
-    non_dominated_sort(PointsView<double>{counting_.points.data(), {}, 1, counting_.size(), m, m, 1}, false,
-                       NanPolicy::worst, ranks_.data());
+    non_dominated_sort(PointSets<double>{{counting_.points.data(), {}, 1, counting_.size(), m, m, 1}}, nullptr, 0,
+                       ranks_.data());
     const int32_t last = ignore_dominated ? 0 : 1;
     counting_.filter(m, [&](size_t i) { return ranks_[i] <= last; });
     ranks_.erase(std::remove_if(ranks_.begin(), ranks_.end(), [&](int32_t rank) { return rank > last; }), ranks_.end());

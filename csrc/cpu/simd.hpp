@@ -11,10 +11,15 @@ struct SimdTable {
   const char* name;
   /// target[i] &= source[i]
   void (*and_words)(uint64_t* target, const uint64_t* source, int64_t words);
-  /// Whether a[i] & b[i] is non-zero anywhere.
-  bool (*any_common_bit)(const uint64_t* a, const uint64_t* b, int64_t words);
-  /// The largest of 0 and above[i] over the points i < p that are no worse than p in all of columns (m, n).
-  int64_t (*largest_dominator)(const double* columns, int64_t m, int64_t n, int64_t p, const int64_t* above);
+  /// The first word in which a and b have a common bit; `words` if there is none.
+  int64_t (*first_common_word)(const uint64_t* a, const uint64_t* b, int64_t words);
+  /// The largest of 0 and above[i] over the points i < count of columns (m, stride) that are nowhere worse than
+  /// `point`, whose objectives lie point_stride apart.
+  int64_t (*largest_dominator)(const double* columns, int64_t m, int64_t stride, int64_t count, const double* point,
+                               int64_t point_stride, const int64_t* above);
+  /// How many of the points i < count are nowhere worse than `point`.
+  int64_t (*count_dominators)(const double* columns, int64_t m, int64_t stride, int64_t count, const double* point,
+                              int64_t point_stride);
   /// counts[i] = number of values[j] < values[i]
   void (*count_below)(const double* values, int64_t n, int64_t* counts);
   /// Indices of the rows of unsigned lanes (8, 16, 32 bits) that are at least `row` in every lane; returns their

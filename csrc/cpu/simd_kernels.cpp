@@ -18,33 +18,52 @@ void and_words(uint64_t* __restrict target, const uint64_t* __restrict source, i
   for (int64_t i = 0; i < words; ++i) target[i] &= source[i];
 }
 
-bool any_common_bit(const uint64_t* __restrict a, const uint64_t* __restrict b, int64_t words) {
-  int64_t i = 0;
-  for (; i + 16 <= words; i += 16) {
+int64_t first_common_word(const uint64_t* a, const uint64_t* b, int64_t words) {
+  constexpr int64_t kPiece = 8;
+  int64_t w = 0;
+  for (; w + kPiece <= words; w += kPiece) {
     uint64_t common = 0;
-    for (int64_t j = 0; j < 16; ++j) common |= a[i + j] & b[i + j];
-    if (common) return true;
+    for (int64_t i = 0; i < kPiece; ++i) common |= a[w + i] & b[w + i];
+    if (common != 0) break;
   }
-  uint64_t common = 0;
-  for (; i < words; ++i) common |= a[i] & b[i];
-  return common != 0;
+  while (w < words && (a[w] & b[w]) == 0) ++w;
+  return w;
 }
 
-int64_t largest_dominator(const double* columns, int64_t m, int64_t n, int64_t p, const int64_t* above) {
+int64_t largest_dominator(const double* columns, int64_t m, int64_t stride, int64_t count,
+                          const double* __restrict point, int64_t point_stride, const int64_t* above) {
   constexpr int64_t kPiece = 64;
   int64_t largest = 0;
-  for (int64_t start = 0; start < p; start += kPiece) {
-    const int64_t size = p - start < kPiece ? p - start : kPiece;
+  for (int64_t start = 0; start < count; start += kPiece) {
+    const int64_t size = count - start < kPiece ? count - start : kPiece;
     int64_t found[kPiece];
     for (int64_t i = 0; i < size; ++i) found[i] = above[start + i];
     for (int64_t k = 0; k < m; ++k) {
-      const double* __restrict column = columns + k * n + start;
-      const double own = columns[k * n + p];
+      const double* __restrict column = columns + k * stride + start;
+      const double own = point[k * point_stride];
       for (int64_t i = 0; i < size; ++i) found[i] = column[i] <= own ? found[i] : 0;
     }
     for (int64_t i = 0; i < size; ++i) largest = found[i] > largest ? found[i] : largest;
   }
   return largest;
+}
+
+int64_t count_dominators(const double* columns, int64_t m, int64_t stride, int64_t count,
+                         const double* __restrict point, int64_t point_stride) {
+  constexpr int64_t kPiece = 64;
+  int64_t dominators = 0;
+  for (int64_t start = 0; start < count; start += kPiece) {
+    const int64_t size = count - start < kPiece ? count - start : kPiece;
+    int64_t found[kPiece];
+    for (int64_t i = 0; i < size; ++i) found[i] = 1;
+    for (int64_t k = 0; k < m; ++k) {
+      const double* __restrict column = columns + k * stride + start;
+      const double own = point[k * point_stride];
+      for (int64_t i = 0; i < size; ++i) found[i] = column[i] <= own ? found[i] : 0;
+    }
+    for (int64_t i = 0; i < size; ++i) dominators += found[i];
+  }
+  return dominators;
 }
 
 void count_below(const double* values, int64_t n, int64_t* counts) {
@@ -415,8 +434,9 @@ void best_points(int best, bool ordinary, const double* points, int64_t n, int64
 extern const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL);
 const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {MORLFAST_STRING(MORLFAST_SIMD_LEVEL),
                                                              and_words,
-                                                             any_common_bit,
+                                                             first_common_word,
                                                              largest_dominator,
+                                                             count_dominators,
                                                              count_below,
                                                              rows_at_least<uint8_t>,
                                                              rows_at_least<uint16_t>,

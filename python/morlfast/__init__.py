@@ -8,8 +8,12 @@ __version__ = "0.1.0"
 __all__ = [
     "BoxDecomposition",
     "Estimate",
+    "Filtered",
     "approximate_hypervolume",
     "box_decomposition",
+    "dominance_counts",
+    "filter_non_dominated",
+    "fronts",
     "group_advantages",
     "hype_fitness",
     "hypervolume",
@@ -17,6 +21,8 @@ __all__ = [
     "hypervolume_improvement",
     "hypervolume_subset",
     "infer_reference_point",
+    "is_dominated_by",
+    "is_non_dominated",
     "least_contributor",
     "non_dominated_sort",
     "select_tokens",
@@ -43,7 +49,15 @@ try:
         hype_fitness,
         infer_reference_point,
     )
-    from morlfast.pareto import non_dominated_sort
+    from morlfast.pareto import (
+        Filtered,
+        dominance_counts,
+        filter_non_dominated,
+        fronts,
+        is_dominated_by,
+        is_non_dominated,
+        non_dominated_sort,
+    )
     from morlfast.tokens import select_tokens
 except (ImportError, OSError) as error:
     _import_error = error

@@ -34,6 +34,9 @@ hypervolume_subset: Callable[..., Tensor] = _operators.hypervolume_subset.defaul
 box_decomposition: Callable[..., tuple[Tensor, Tensor, Tensor]] = _operators.box_decomposition.default
 best_points: Callable[..., tuple[Tensor, Tensor]] = _operators.best_points.default
 non_dominated_sort: Callable[..., Tensor] = _operators.non_dominated_sort.default
+is_non_dominated: Callable[..., Tensor] = _operators.is_non_dominated.default
+dominance_counts: Callable[..., Tensor] = _operators.dominance_counts.default
+is_dominated_by: Callable[..., Tensor] = _operators.is_dominated_by.default
 group_advantages: Callable[..., Tensor] = _operators.group_advantages.default
 select_tokens: Callable[..., Tensor] = _operators.select_tokens.default
 
@@ -76,8 +79,20 @@ def _fake_best_points(
     return queries.new_empty((*batch, count)), rows
 
 
-def _fake_non_dominated_sort(points: Tensor, maximize: bool = False, nan_raises: bool = True) -> Tensor:
+def _fake_non_dominated_sort(points: Tensor, *others: object, **options: object) -> Tensor:
     return points.new_empty(points.shape[:-1], dtype=torch.int32)
+
+
+def _fake_is_non_dominated(points: Tensor, *others: object, **options: object) -> Tensor:
+    return points.new_empty(points.shape[:-1], dtype=torch.bool)
+
+
+def _fake_dominance_counts(points: Tensor, *others: object, **options: object) -> Tensor:
+    return points.new_empty(points.shape[:-1], dtype=torch.int32)
+
+
+def _fake_is_dominated_by(points: Tensor, others: Tensor, *arguments: object, **options: object) -> Tensor:
+    return points.new_empty(points.shape[:-1], dtype=torch.bool)
 
 
 def _fake_group_advantages(
@@ -114,6 +129,9 @@ for _fake in (
     _fake_box_decomposition,
     _fake_best_points,
     _fake_non_dominated_sort,
+    _fake_is_non_dominated,
+    _fake_dominance_counts,
+    _fake_is_dominated_by,
     _fake_group_advantages,
     _fake_select_tokens,
 ):
@@ -147,7 +165,7 @@ for _family, _kind, _names in (
         ),
     ),
     ("indicators", "_triton", ("best_points",)),
-    ("pareto", "_triton", ("non_dominated_sort",)),
+    ("pareto", "_triton", ("non_dominated_sort", "is_non_dominated", "dominance_counts", "is_dominated_by")),
     ("advantages", "_triton", ("group_advantages",)),
     ("tokens", "_triton", ("select_tokens",)),
 ):
