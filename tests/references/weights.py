@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import combinations
 from math import dist, fsum, log, prod, sqrt
@@ -49,16 +49,29 @@ def incremental_simplex_lattice(objectives: int, rings: int) -> set[tuple[Fracti
 
 
 def riesz_energy(weights: Rows, power: float) -> float:
-    """Hardin and Saff 2005: sum over pairs of 1 / distance^power."""
-    return fsum(dist(a, b) ** -power for a, b in combinations(weights, 2))
+    """Logarithm of the mean over pairs of 1 / distance^power (Blank et al. 2021)."""
+    terms = [dist(a, b) ** -power for a, b in combinations(weights, 2)]
+    return log(fsum(terms) / len(terms))
 
 
-def neighbors(weights: Rows, k: int, distance=dist, itself: bool = True) -> list[list[int]]:
-    """The k nearest rows of each row, nearest first, ties to the lowest row."""
+def neighbors(
+    weights: Rows,
+    k: int,
+    distance: Callable[[Row, Row], float] = dist,
+    include_self: bool = False,
+    skip_duplicates: bool = False,
+) -> list[list[int]]:
+    """The k nearest rows of each row, nearest first, ties to the lowest row; -1 where there are not enough."""
     result = []
     for i, w in enumerate(weights):
-        others = [j for j in range(len(weights)) if itself or j != i]
-        result.append(sorted(others, key=lambda j: (distance(w, weights[j]), j))[:k])
+        by_distance = sorted((distance(w, other), j) for j, other in enumerate(weights) if j != i)
+        listed = [i] if include_self else []
+        known = [w]
+        for _, j in by_distance:
+            if not (skip_duplicates and weights[j] in known):
+                listed.append(j)
+                known.append(weights[j])
+        result.append((listed + [-1] * k)[:k])
     return result
 
 
@@ -75,7 +88,7 @@ def psa_weights(
     """
     result = []
     for w, value in zip(weights, values, strict=True):
-        squared = [dist(value, other) ** 2 for other in archive]
+        squared = [fsum((a - b) ** 2 for a, b in zip(value, other, strict=True)) for other in archive]
         near = [i for i in range(len(archive)) if squared[i] > min_squared_distance]
         if near:
             closest = archive[min(near, key=lambda i: (squared[i], i))]
@@ -90,29 +103,27 @@ def sparsity_level(row: Row, others: Rows) -> float:
 
 
 def awa_weights(
-    weights: Rows, points: Rows, elite: Rows, ideal_point: Row, count: int, eps: float
-) -> tuple[list[list[float]], list[int], list[int]]:
+    weights: Rows, values: Rows, elite: Rows, ideal_point: Row, count: int, eps: float
+) -> tuple[list[list[float]], list[int]]:
     """Qi et al. 2014, minimization: the most crowded subproblems go, the elite's sparsest points come in their place.
 
-    Returns the weights, the rows that stay and the elite's rows that came, in that order.
+    Returns the weights and for each the row of the elite that it was made from, -1 for those that stay.
     """
-    kept = list(range(len(points)))
+    kept, gone = list(range(len(values))), []
     for _ in range(count):
-        levels = {i: sparsity_level(points[i], [points[j] for j in kept if j != i]) for i in kept}
-        kept.remove(min(kept, key=lambda i: (levels[i], i)))
-    population = [points[i] for i in kept]
-    added: list[int] = []
-    for _ in range(count):
-        left = [i for i in range(len(elite)) if i not in added]
-        best = max(left, key=lambda i: (sparsity_level(elite[i], population), -i))
-        added.append(best)
-        population.append(elite[best])
-    new = []
-    for i in added:
-        gaps = [f - z for f, z in zip(elite[i], ideal_point, strict=True)]
-        inverse = [1 / (gap if prod(gaps) != 0 else gap + eps) for gap in gaps]
-        new.append([a / fsum(inverse) for a in inverse])
-    return [list(weights[i]) for i in kept] + new, kept, added
+        levels = {i: sparsity_level(values[i], [values[j] for j in kept if j != i]) for i in kept}
+        gone.append(min(kept, key=lambda i: (levels[i], i)))
+        kept.remove(gone[-1])
+    population = [values[i] for i in kept]
+    result, rows = [list(w) for w in weights], [-1] * len(weights)
+    for i in gone:
+        level, row = max((sparsity_level(f, population), -row) for row, f in enumerate(elite))
+        if level > 0:
+            rows[i] = -row
+            population.append(elite[-row])
+            inverse = [1 / (abs(f - z) + eps) for f, z in zip(elite[-row], ideal_point, strict=True)]
+            result[i] = [a / fsum(inverse) for a in inverse]
+    return result, rows
 
 
 # --- scalarizations ---
