@@ -25,7 +25,7 @@ constexpr int64_t kBlock = 2048;
 constexpr int64_t kParallelTerms = 1 << 18;
 
 struct Buffers {
-  std::vector<double> points, queries;  // (rows, m), (tiles, m, kBestQueries)
+  std::vector<double> points, queries, query;  // (rows, m), (tiles, m, kBestQueries), (m)
   double least[kManyQueries];
   int64_t pieces[kManyQueries];
 
@@ -44,37 +44,28 @@ void spread_nan(double* rows, int64_t n, int64_t m) {
     if (first_nan_row(rows + i * m, 1, m) == 0) std::fill_n(rows + i * m, m, kNan);
 }
 
-/// One query's value for one point, with the roundings of the vector loops.
-double value_of_pair(Best best, const double* q, const double* p, int64_t m) {
-  double value = best == Best::dot_product ? -0.0 : -kInf;
-  if (best == Best::squared_distance || best == Best::squared_excess) value = 0;
+/// One query's value for one point, with the roundings of the vector loops; NaN if a term is.
+template <Best kBest>
+double value_of_pair(const double* q, const double* p, int64_t m) {
+  double value = kBest == Best::dot_product ? -0.0 : 0.0;
+  bool nan = false;
   for (int64_t k = 0; k < m; ++k) {
-    double term = 0;
-    switch (best) {
-      case Best::dot_product:
-        value += q[k] * p[k];
-        continue;
-      case Best::squared_distance:
-        value += (q[k] - p[k]) * (q[k] - p[k]);
-        continue;
-      case Best::squared_excess:
-        term = p[k] - q[k] <= 0 ? 0 : p[k] - q[k];
-        value += term * term;
-        continue;
-      case Best::chebyshev:
-        term = q[k] * p[k];
-        break;
-      case Best::largest_difference:
-        term = p[k] - q[k];
-        break;
-      case Best::largest_quotient:
-        term = p[k] / q[k];
-        break;
+    if constexpr (kBest == Best::dot_product) {
+      value += q[k] * p[k];
+    } else if constexpr (kBest == Best::squared_distance) {
+      value += (q[k] - p[k]) * (q[k] - p[k]);
+    } else if constexpr (kBest == Best::squared_excess) {
+      const double excess = p[k] - q[k] <= 0 ? 0 : p[k] - q[k];
+      value += excess * excess;
+    } else {
+      const double term = kBest == Best::chebyshev            ? q[k] * p[k]
+                          : kBest == Best::largest_difference ? p[k] - q[k]
+                                                              : p[k] / q[k];
+      nan |= std::isnan(term);
+      value = k == 0 ? term : std::max(value, term);
     }
-    if (std::isnan(term)) return kNan;
-    value = std::max(value, term);
   }
-  return value;
+  return nan ? kNan : value;
 }
 
 template <class T>
@@ -125,9 +116,10 @@ class Search {
     return all_finite(buffers.queries.data(), tiles * m * kBestQueries) && !(zero && best_ == Best::largest_quotient);
   }
 
-  void write(const Buffers& buffers, int64_t b, int64_t n, int64_t first, int64_t count) const {
+  void write(Buffers& buffers, int64_t b, int64_t n, int64_t first, int64_t count) const {
     const int64_t m = points_.m;
-    std::vector<double> q(m);
+    std::vector<double>& q = buffers.query;
+    q.resize(m);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t at = b * queries_.n + first + i;
       const double* column = buffers.queries.data() + i / kBestQueries * m * kBestQueries + i % kBestQueries;
@@ -135,20 +127,39 @@ class Search {
       const bool nan = first_nan_row(q.data(), 1, m) == 0;
       const double least = nan ? kNan : buffers.least[i] + 0.0;
       values_[at] = static_cast<T>(best_ == Best::dot_product ? 0 - least : least);
-      if (rows_) rows_[at] = nan ? -1 : row_of(q.data(), b, n, buffers.least[i], buffers.pieces[i]);
+      if (rows_) rows_[at] = nan ? -1 : row_of(buffers, b, n, buffers.least[i], buffers.pieces[i]);
     }
   }
 
-  /// The first row of the piece whose value is `least`; without a piece all values are infinite.
-  int64_t row_of(const double* q, int64_t b, int64_t n, double least, int64_t piece) const {
-    const int64_t m = points_.m;
+  /// The first row of the piece whose value for buffers.query is `least`; without a piece all values are infinite.
+  int64_t row_of(Buffers& buffers, int64_t b, int64_t n, double least, int64_t piece) const {
     const int64_t start = piece < 0 ? 0 : piece * kBestPiece;
     const int64_t end = piece < 0 ? n : std::min(n, start + kBestPiece);
-    std::vector<double> p(m);
+    switch (best_) {
+      case Best::dot_product:
+        return first_row<Best::dot_product>(buffers, b, start, end, least);
+      case Best::chebyshev:
+        return first_row<Best::chebyshev>(buffers, b, start, end, least);
+      case Best::squared_distance:
+        return first_row<Best::squared_distance>(buffers, b, start, end, least);
+      case Best::squared_excess:
+        return first_row<Best::squared_excess>(buffers, b, start, end, least);
+      case Best::largest_difference:
+        return first_row<Best::largest_difference>(buffers, b, start, end, least);
+      case Best::largest_quotient:
+        break;
+    }
+    return first_row<Best::largest_quotient>(buffers, b, start, end, least);
+  }
+
+  template <Best kBest>
+  int64_t first_row(Buffers& buffers, int64_t b, int64_t start, int64_t end, double value) const {
+    const int64_t m = points_.m;
+    buffers.points.resize(m);
+    double* p = buffers.points.data();
     for (int64_t i = start; i < end; ++i) {
-      load_rows(points_.front(b) + i * points_.row_stride, 1, m, points_.row_stride, points_.column_stride, false,
-                p.data());
-      if (value_of_pair(best_, q, p.data(), m) == least) return i;
+      load_rows(points_.front(b) + i * points_.row_stride, 1, m, points_.row_stride, points_.column_stride, false, p);
+      if (value_of_pair<kBest>(buffers.query.data(), p, m) == value) return i;
     }
     return -1;
   }

@@ -5,7 +5,7 @@
 namespace morlfast {
 
 /// Queries that best_points takes at once, and points after which it notes whether one of them was the best so far.
-inline constexpr int kBestQueries = 32, kBestPiece = 16;
+inline constexpr int kBestQueries = 32, kBestPiece = 8;
 
 struct SimdTable {
   const char* name;

@@ -310,6 +310,12 @@ typedef double Lanes __attribute__((vector_size(kVectorBytes)));
 typedef int64_t Pieces __attribute__((vector_size(kVectorBytes)));
 constexpr int kLanes = kVectorBytes / 8;
 
+Lanes load(const double* values) {
+  Lanes lanes;
+  __builtin_memcpy(&lanes, values, sizeof lanes);
+  return lanes;
+}
+
 /// a < b ? a : b in every lane, so b beside NaN.
 Lanes smaller(Lanes a, Lanes b) {
 #if defined(__AVX512BW__)
@@ -355,33 +361,38 @@ Lanes part(Lanes q, double p) {
 template <int kBest>
 constexpr bool kAdded = kBest == kDotProduct || kBest == kSquaredDistance || kBest == kSquaredExcess;
 
-// Vectors of queries that share the loads of a point: a load that feeds one operation is free with 512-bit vectors.
+// Vectors of queries that share the loads of a point: a load that feeds one operation is free with 512-bit vectors, but
+// with many objectives a sum waits for itself.
 #if defined(__AVX512BW__)
-constexpr int kSharing = 1;
+template <int kM>
+constexpr int kSharing = kM > 0 ? 1 : 4;
 #elif defined(__AVX2__)
+template <int kM>
 constexpr int kSharing = 4;
 #else
+template <int kM>
 constexpr int kSharing = 2;
 #endif
 
-/// kM objectives in registers; kM = 0: any number, and NaN in one part is NaN of the pair.
-template <int kBest, int kM>
+/// kM objectives in registers, or with kM = 0 any number. kOrdinary: no part is NaN; else NaN in a part is the pair's.
+template <int kBest, int kM, bool kOrdinary>
 void best_points_of(const double* points, int64_t n, int64_t m, const double* queries, int64_t count,
                     int64_t first_piece, double* least_of, int64_t* piece_of) {
+  constexpr int kShare = kSharing<kM>;
   if (kM > 0) m = kM;
-  for (int64_t i = 0; i < count; i += kSharing * kLanes) {
-    Lanes q[kM > 0 ? kM : 1][kSharing], least[kSharing];
-    Pieces piece[kSharing];
+  for (int64_t i = 0; i < count; i += kShare * kLanes) {
+    Lanes q[kM > 0 ? kM : 1][kShare], least[kShare];
+    Pieces piece[kShare];
     for (int k = 0; k < kM; ++k) __builtin_memcpy(q[k], queries + k * kBestQueries + i, sizeof q[k]);
     __builtin_memcpy(least, least_of + i, sizeof least);
     __builtin_memcpy(piece, piece_of + i, sizeof piece);
     for (int64_t start = 0; start < n; start += kBestPiece) {
-      Lanes before[kSharing];
-      for (int r = 0; r < kSharing; ++r) before[r] = least[r];
+      Lanes before[kShare];
+      for (int r = 0; r < kShare; ++r) before[r] = least[r];
       const double* end = points + (n - start < kBestPiece ? n : start + kBestPiece) * m;
       for (const double* p = points + start * m; p < end; p += m) {
         if constexpr (kM > 0) {
-          for (int r = 0; r < kSharing; ++r) {
+          for (int r = 0; r < kShare; ++r) {
             Lanes value = part<kBest>(q[0][r], p[0]);
             for (int k = 1; k < kM; ++k) {
               const Lanes next = part<kBest>(q[k][r], p[k]);
@@ -390,23 +401,23 @@ void best_points_of(const double* points, int64_t n, int64_t m, const double* qu
             least[r] = smaller(value, least[r]);
           }
         } else {
-          Lanes value[kSharing], own[kSharing];
-          __builtin_memcpy(own, queries + i, sizeof own);
-          for (int r = 0; r < kSharing; ++r) value[r] = part<kBest>(own[r], p[0]);
+          Lanes value[kShare];
+          for (int r = 0; r < kShare; ++r) value[r] = part<kBest>(load(queries + i + r * kLanes), p[0]);
           for (int64_t k = 1; k < m; ++k) {
-            __builtin_memcpy(own, queries + k * kBestQueries + i, sizeof own);
-            for (int r = 0; r < kSharing; ++r) {
-              const Lanes next = part<kBest>(own[r], p[k]);
+            for (int r = 0; r < kShare; ++r) {
+              const Lanes next = part<kBest>(load(queries + k * kBestQueries + i + r * kLanes), p[k]);
               if (kAdded<kBest>)
                 value[r] += next;
+              else if (kOrdinary)
+                value[r] = larger(next, value[r]);
               else
                 value[r] = (value[r] != value[r]) | (next <= value[r]) ? value[r] : next;
             }
           }
-          for (int r = 0; r < kSharing; ++r) least[r] = smaller(value[r], least[r]);
+          for (int r = 0; r < kShare; ++r) least[r] = smaller(value[r], least[r]);
         }
       }
-      for (int r = 0; r < kSharing; ++r)
+      for (int r = 0; r < kShare; ++r)
         piece[r] = least[r] < before[r] ? Pieces{} + (first_piece + start / kBestPiece) : piece[r];
     }
     __builtin_memcpy(least_of + i, least, sizeof least);
@@ -417,16 +428,26 @@ void best_points_of(const double* points, int64_t n, int64_t m, const double* qu
 using BestPoints = void(const double*, int64_t, int64_t, const double*, int64_t, int64_t, double*, int64_t*);
 
 template <int kBest>
-constexpr BestPoints* kBestPoints[] = {best_points_of<kBest, 0>, best_points_of<kBest, 1>, best_points_of<kBest, 2>,
-                                       best_points_of<kBest, 3>, best_points_of<kBest, 4>, best_points_of<kBest, 5>,
-                                       best_points_of<kBest, 6>, best_points_of<kBest, 7>, best_points_of<kBest, 8>};
+constexpr BestPoints* kBestPoints[] = {best_points_of<kBest, 0, false>, best_points_of<kBest, 0, true>};
+template <int kBest>
+constexpr BestPoints* kBestPointsOfFew[] = {best_points_of<kBest, 1, true>, best_points_of<kBest, 2, true>,
+                                            best_points_of<kBest, 3, true>, best_points_of<kBest, 4, true>,
+                                            best_points_of<kBest, 5, true>, best_points_of<kBest, 6, true>,
+                                            best_points_of<kBest, 7, true>, best_points_of<kBest, 8, true>};
+
+template <int kBest>
+void best_points_for(bool ordinary, const double* points, int64_t n, int64_t m, const double* queries, int64_t count,
+                     int64_t first_piece, double* least, int64_t* pieces) {
+  BestPoints* function = ordinary && m <= 8 ? kBestPointsOfFew<kBest>[m - 1] : kBestPoints<kBest>[ordinary];
+  function(points, n, m, queries, count, first_piece, least, pieces);
+}
 
 void best_points(int best, bool ordinary, const double* points, int64_t n, int64_t m, const double* queries,
                  int64_t count, int64_t first_piece, double* least, int64_t* pieces) {
-  constexpr BestPoints* const* kOf[] = {kBestPoints<kDotProduct>,        kBestPoints<kChebyshev>,
-                                        kBestPoints<kSquaredDistance>,   kBestPoints<kSquaredExcess>,
-                                        kBestPoints<kLargestDifference>, kBestPoints<kLargestQuotient>};
-  kOf[best][ordinary && m <= 8 ? m : 0](points, n, m, queries, count, first_piece, least, pieces);
+  constexpr decltype(&best_points_for<kDotProduct>) kOf[] = {
+      best_points_for<kDotProduct>,    best_points_for<kChebyshev>,         best_points_for<kSquaredDistance>,
+      best_points_for<kSquaredExcess>, best_points_for<kLargestDifference>, best_points_for<kLargestQuotient>};
+  kOf[best](ordinary, points, n, m, queries, count, first_piece, least, pieces);
 }
 
 }  // namespace
