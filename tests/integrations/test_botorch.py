@@ -16,7 +16,10 @@ from botorch.acquisition.multi_objective.monte_carlo import (  # noqa: E402
     qNoisyExpectedHypervolumeImprovement,
 )
 from botorch.models import SingleTaskGP  # noqa: E402
+from botorch.optim import initializers  # noqa: E402
 from botorch.sampling.normal import SobolQMCNormalSampler  # noqa: E402
+from botorch.utils.multi_objective import pareto  # noqa: E402
+from botorch.utils.multi_objective.pareto import is_non_dominated  # noqa: E402
 from morlfast.integrations import botorch as ours  # noqa: E402
 
 PAIRS = [
@@ -250,7 +253,7 @@ def test_its_logarithm(model, m, generator, monkeypatch):
 
 
 @pytest.mark.parametrize("m", [2, 3])
-def test_install_serves_noisy_expected_hypervolume_improvement(model, m, generator):
+def test_patch_serves_noisy_expected_hypervolume_improvement(model, m, generator):
     gp, _, ref_point = model(m)
     X_baseline, candidates = torch.rand(2, 6, 2, generator=generator, dtype=torch.float64)
     candidates = candidates.view(3, 2, 2).requires_grad_()
@@ -261,7 +264,7 @@ def test_install_serves_noisy_expected_hypervolume_improvement(model, m, generat
         )
 
     expected = evaluate(build(), candidates)
-    with ours.install():
+    with ours.patch():
         acquisition = build()
     value = evaluate(acquisition, candidates)
     partitionings = getattr(acquisition.partitioning, "box_decompositions", [acquisition.partitioning])
@@ -270,15 +273,55 @@ def test_install_serves_noisy_expected_hypervolume_improvement(model, m, generat
     torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-8)
 
 
-def test_install_can_be_undone():
+def test_patch_can_be_undone():
     from botorch.utils.multi_objective import hypervolume
 
     originals = [original for _, original in PAIRS]
-    with ours.install():
+    with ours.patch():
         for module in (box_decompositions, hypervolume):
             assert [getattr(module, cls.__name__) for cls in originals] == [own for own, _ in PAIRS]
+        assert pareto.is_non_dominated is initializers.is_non_dominated is ours.is_non_dominated
     for module in (box_decompositions, hypervolume):
         assert [getattr(module, cls.__name__) for cls in originals] == originals
+    assert pareto.is_non_dominated is initializers.is_non_dominated is is_non_dominated
+
+
+def sets(generator, n, m):
+    """Random, tied, duplicated, batches of both, integers."""
+    Y = torch.rand(n, m, generator=generator, dtype=torch.float64)
+    yield Y
+    yield torch.randint(0, 4, (n, m), generator=generator).float()
+    yield torch.cat([Y, Y[: n // 2]])
+    yield Y.expand(3, 2, n, m).float() + torch.randint(0, 3, (3, 2, n, m), generator=generator)
+    yield Y.unsqueeze(0)[:, ::2]
+    yield torch.randint(0, 4, (n, m), generator=generator)
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 2), (1, 3), (7, 1), (40, 2), (40, 3), (30, 5), (1100, 3)])
+@pytest.mark.parametrize("maximize", [True, False])
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_the_non_dominated_are_those_of_botorch(n, m, maximize, deduplicate, generator):
+    for Y in sets(generator, n, m):
+        if n > 1000 and Y.dim() > 2:
+            continue  # BoTorch takes a second for each
+        value = ours.is_non_dominated(Y, maximize=maximize, deduplicate=deduplicate)
+        expected = is_non_dominated(Y, maximize=maximize, deduplicate=deduplicate)
+        assert value.dtype is expected.dtype is torch.bool
+        assert torch.equal(value, expected)
+
+
+def test_the_defaults_are_those_of_botorch(generator):
+    Y = torch.randint(0, 4, (20, 2), generator=generator).double().requires_grad_()
+    assert torch.equal(ours.is_non_dominated(Y), is_non_dominated(Y))
+
+
+def test_points_with_nan_are_dominated():
+    nan = float("nan")
+    Y = torch.tensor([[1.0, 2.0], [nan, 3.0], [nan, nan], [0.0, 1.0]])
+    assert ours.is_non_dominated(Y).tolist() == [True, False, False, False]
+    assert is_non_dominated(Y).tolist() == [True, False, False, False]
+    assert ours.is_non_dominated(Y, deduplicate=False).tolist() == [True, False, False, False]
+    assert is_non_dominated(Y, deduplicate=False).tolist() == [True, True, False, False]
 
 
 def test_moving_a_partitioning_moves_what_its_boxes_are_made_of():

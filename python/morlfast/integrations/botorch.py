@@ -1,19 +1,34 @@
-"""Box decompositions for BoTorch: `DominatedPartitioning` and `FastNondominatedPartitioning`, computed by morlfast."""
+"""In place of BoTorch's: `is_non_dominated`, `DominatedPartitioning` and `FastNondominatedPartitioning`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
-from botorch.utils.multi_objective import box_decompositions
+from botorch.utils.multi_objective import box_decompositions, pareto
 from botorch.utils.multi_objective.box_decompositions.box_decomposition import BoxDecomposition
 from botorch.utils.multi_objective.box_decompositions.utils import _expand_ref_point
 from torch import Tensor
 
-from morlfast import box_decomposition, hypervolume, non_dominated_sort
-from morlfast.integrations import rebind
+import morlfast
+from morlfast.integrations import Patch, check_version
+
+CHECKED_VERSIONS = ("0.18.1",)
+
+
+def is_non_dominated(Y: Tensor, maximize: bool = True, deduplicate: bool = True) -> Tensor:
+    """Which points (..., n, m) no other of their set dominates, a bool tensor (..., n); with BoTorch's arguments.
+
+    With `deduplicate` of equal points the lowest row alone. One thing differs: a point with a NaN never is, as BoTorch
+    says of its own too; but version 0.18.1 may keep such points without `deduplicate` and among more than a thousand.
+
+    >>> is_non_dominated(torch.tensor([[1.0, 3.0], [3.0, 1.0], [3.0, 1.0], [0.0, 1.0]]))
+    tensor([ True,  True, False, False])
+    """
+    if Y.dtype not in (torch.float32, torch.float64):
+        Y = Y.double()
+    return morlfast.is_non_dominated(Y, maximize=maximize, deduplicate=deduplicate, nan="worst")
 
 
 class _Partitioning(BoxDecomposition):  # type: ignore[misc]  # BoTorch is not followed by mypy
@@ -37,8 +52,7 @@ class _Partitioning(BoxDecomposition):  # type: ignore[misc]  # BoTorch is not f
         """Minimized, (..., n_pareto, m). Shorter fronts of a batch repeat their last point, empty ones `ref_point`."""
         neg_Y = self._neg_Y
         ref_point = _expand_ref_point(self._neg_ref_point, self.batch_shape).unsqueeze(-2)
-        on_front = (neg_Y < ref_point).all(-1) & (non_dominated_sort(neg_Y.detach(), maximize=False) == 0)
-        on_front &= _first_copies(neg_Y.detach())
+        on_front = (neg_Y < ref_point).all(-1) & morlfast.is_non_dominated(neg_Y, maximize=False, deduplicate=True)
         sizes = on_front.sum(-1, keepdim=True)  # (..., 1)
         largest = int(sizes.max()) if sizes.numel() > 0 else 0
         front_first = (~on_front).int().argsort(dim=-1, stable=True)
@@ -51,7 +65,7 @@ class _Partitioning(BoxDecomposition):  # type: ignore[misc]  # BoTorch is not f
         self.hypercell_bounds = None
 
     def _partition_space(self) -> None:
-        lower, upper, _ = box_decomposition(
+        lower, upper, _ = morlfast.box_decomposition(
             self._neg_pareto_Y.detach(), self._neg_ref_point, region=self.region, maximize=False
         )
         if lower.shape[-2] == 0:  # nothing is dominated; BoTorch has one empty cell then
@@ -77,7 +91,7 @@ class _Partitioning(BoxDecomposition):  # type: ignore[misc]  # BoTorch is not f
         return self
 
     def _compute_hypervolume_if_y_has_data(self) -> Tensor:
-        return hypervolume(self._neg_pareto_Y, self._neg_ref_point, maximize=False)
+        return morlfast.hypervolume(self._neg_pareto_Y, self._neg_ref_point, maximize=False)
 
 
 class DominatedPartitioning(_Partitioning):
@@ -115,17 +129,20 @@ class FastNondominatedPartitioning(_Partitioning):
 NondominatedPartitioning = FastNondominatedPartitioning
 
 
-def install() -> ExitStack:
-    """Let BoTorch partition here: qNEHVI, `get_acquisition_function` and whatever else names one of the two classes.
+def patch(*, any_version: bool = False) -> Patch:
+    """Let BoTorch partition and filter here: qNEHVI, `get_acquisition_function` and whatever else names the originals.
 
-    Replaces BoTorch's `DominatedPartitioning` and `FastNondominatedPartitioning` in its modules.
+    Replaces BoTorch's `is_non_dominated`, `DominatedPartitioning` and `FastNondominatedPartitioning` in its modules.
     `NondominatedPartitioning` stays, since BoTorch passes it `alpha`, as do default arguments.
 
-    `install()` lasts as long as the process; `with install():` gives the originals back at its end.
+    `with patch():` gives the originals back at its end, `patch()` keeps them replaced until its `undo()`. Raises
+    RuntimeError for a version of BoTorch that the drop-ins were not checked against, unless `any_version`.
     """
-    return rebind(
+    check_version("botorch", CHECKED_VERSIONS, any_version)
+    return Patch(
         "botorch",
         {
+            pareto.is_non_dominated: is_non_dominated,
             box_decompositions.DominatedPartitioning: DominatedPartitioning,
             box_decompositions.FastNondominatedPartitioning: FastNondominatedPartitioning,
         },
@@ -135,13 +152,3 @@ def install() -> ExitStack:
 def _take_rows(points: Tensor, rows: Tensor) -> Tensor:
     """(..., n, m), (..., k) -> (..., k, m)"""
     return points.gather(-2, rows.unsqueeze(-1).expand(*rows.shape, points.shape[-1]))
-
-
-def _first_copies(points: Tensor) -> Tensor:
-    """(..., n, m) -> (..., n) bool: False for a row that an earlier row equals."""
-    rows = torch.arange(points.shape[-2], device=points.device).expand(points.shape[:-1])
-    for k in reversed(range(points.shape[-1])):  # lexicographic order by stable sorts
-        rows = rows.gather(-1, points[..., k].gather(-1, rows).argsort(dim=-1, stable=True))
-    ordered = _take_rows(points, rows)
-    repeats = (ordered[..., 1:, :] == ordered[..., :-1, :]).all(-1)
-    return torch.ones_like(rows, dtype=torch.bool).scatter(-1, rows[..., 1:], ~repeats)
