@@ -196,8 +196,9 @@ def riesz_weights(
     *,
     seed: int = 0,
     power: float | None = None,
-    starts: int = 4,
-    iterations: int = 1000,
+    starts: int | None = None,
+    rounds: int | None = None,
+    iterations: int = 500,
     dtype: torch.dtype = torch.float64,
     device: Any = None,
 ) -> Tensor:
@@ -205,9 +206,11 @@ def riesz_weights(
 
     .. math:: \min_{w_1, \dots, w_n \in \Delta^{m-1}} \ \log \frac{2}{n (n - 1)} \sum_{i < k} \|w_i - w_k\|^{-s}
 
-    Minimized in float64 by the spectral projected gradient method, whose projection onto the simplex gives exact zeros,
-    from ``starts`` sets of far-apart samples (with the corners of the simplex) at once; the best end is returned. An
-    iteration takes O(starts n^2 m) work and O(starts n^2) memory; most sets take 100 to 400.
+    Minimized in float64 by the spectral projected gradient method, whose projection onto the simplex gives exact zeros:
+    100 iterations from ``starts`` sets of far-apart samples (with the corners of the simplex), and to the end from the
+    best. From three objectives on there are many local minima; each of ``rounds`` then tries eight sets in which one of
+    the most crowded rows is moved to one of the largest holes. Two objectives have one minimum, which is found from the
+    lattice. An iteration takes O(n^2 m) work and O(n^2) memory for each of the sets that are minimized at once.
 
     Results are kept for the last 64 combinations of arguments, and each call returns a copy of its own. On one machine,
     with one number of threads, equal arguments give equal weights, cached or not.
@@ -217,8 +220,9 @@ def riesz_weights(
         count: n >= 1.
         seed: of the samples, which are drawn on the CPU whatever the device.
         power: s > 0, 2 m when None.
-        starts: number of sets that are minimized.
-        iterations: limit; a set that stops falling stops before.
+        starts: number of sets to begin with; None: 4, and 1 beyond 1000 rows.
+        rounds: of moved rows, each about as long as the rest; None: 4, and 0 beyond 200 rows.
+        iterations: limit of the last minimization; an energy that stops falling ends each before.
         dtype: float32 or float64.
         device: where the energy is minimized and the result lives.
 
@@ -248,7 +252,8 @@ def riesz_weights(
         count,
         as_integer(seed, "seed"),
         _as_power(power, objectives),
-        _at_least(1, starts, "starts"),
+        (4 if count <= 1000 else 1) if starts is None else _at_least(1, starts, "starts"),
+        (4 if count <= 200 else 0) if rounds is None else _at_least(0, rounds, "rounds"),
         _at_least(0, iterations, "iterations"),
         torch.empty(0, device=device).device,
     )
@@ -290,23 +295,52 @@ def riesz_energy(weights: Any, *, power: float | None = None) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _riesz_weights(
-    objectives: int, count: int, seed: int, power: float, starts: int, iterations: int, device: torch.device
+    objectives: int,
+    count: int,
+    seed: int,
+    power: float,
+    starts: int,
+    rounds: int,
+    iterations: int,
+    device: torch.device,
 ) -> Tensor:
     if count == 1:
         return torch.full((1, objectives), 1 / objectives, dtype=torch.float64, device=device)
-    first = _far_apart(objectives, count, seed, starts, device)
-    ends, energies = _minimize_energy(first, power, iterations)
-    best = ends.index_select(0, energies.argmin().reshape(1))[0]
+    if objectives == 2:
+        best = _minimize_energy(simplex_lattice(2, count - 1, device=device)[None], power, iterations)[0][0]
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        best, energy = _lowest(*_minimize_energy(_far_apart(objectives, count, starts, generator, device), power, 100))
+        if count > objectives:  # fewer stay at corners
+            for _ in range(rounds):
+                moved = _minimize_energy(_with_moved_rows(best, power, generator), power, 50)
+                best, energy = _lowest(torch.cat([best[None], moved[0]]), torch.cat([energy, moved[1]]))
+            best = _minimize_energy(best[None], power, iterations)[0][0]
     return _lexicographic(best / best.sum(-1, keepdim=True))
 
 
-def _far_apart(objectives: int, count: int, seed: int, starts: int, device: torch.device) -> Tensor:
+def _lowest(sets: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
+    lowest = energies.argmin().reshape(1)
+    return sets[lowest][0], energies[lowest]
+
+
+def _samples(
+    objectives: int, batch: int, count: int, generator: torch.Generator, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Drawn on the CPU, so that they are the same everywhere: uniform on the simplex, and on random faces of it."""
+    variates = torch.empty(batch, count, objectives, dtype=torch.float64).exponential_(generator=generator)
+    on_face = torch.rand(batch, count, objectives, generator=generator) < 0.5
+    on_face[..., 0] |= ~on_face.any(-1)
+    faces = variates * on_face
+    inside = variates / variates.sum(-1, keepdim=True)
+    return inside.to(device), (faces / faces.sum(-1, keepdim=True)).to(device)
+
+
+def _far_apart(objectives: int, count: int, starts: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """(starts, count, m): the corners, then of 20 samples a row the one farthest from all before, again and again."""
-    generator = torch.Generator().manual_seed(seed)
-    samples = torch.empty(starts, 20 * count, objectives, dtype=torch.float64).exponential_(generator=generator)
-    samples = (samples / samples.sum(-1, keepdim=True)).to(device)
+    inside, _ = _samples(objectives, starts, 20 * count, generator, device)
     corners = torch.eye(objectives, dtype=torch.float64, device=device).expand(starts, -1, -1)
-    candidates = torch.cat([corners, samples], dim=1)
+    candidates = torch.cat([corners, inside], dim=1)
     distances = torch.full(candidates.shape[:2], math.inf, dtype=torch.float64, device=device)
     row = torch.zeros((starts, 1, 1), dtype=torch.int64, device=device)
     rows = []
@@ -316,6 +350,23 @@ def _far_apart(objectives: int, count: int, seed: int, starts: int, device: torc
         distances = torch.minimum(distances, (candidates - chosen).square().sum(-1))
         row = distances.argmax(-1)[:, None, None]
     return torch.cat(rows, dim=1)
+
+
+_MOVES = 8
+
+
+def _with_moved_rows(points: Tensor, power: float, generator: torch.Generator) -> Tensor:
+    """(_MOVES, n, m): in each set one of the rows with the most energy lies where there would be the least."""
+    n, m = points.shape
+    inside, faces = _samples(m, 1, 20 * n, generator, points.device)
+    candidates = torch.cat([inside[0], faces[0]])
+    between = _squared_distances(points, points).fill_diagonal_(math.inf)
+    crowded = torch.logsumexp(between.log() * (-power / 2), -1).topk(min(_MOVES, n)).indices
+    energies = torch.logsumexp(_squared_distances(candidates, points).log() * (-power / 2), -1)
+    holes = energies.topk(_MOVES, largest=False).indices
+    holes = holes[torch.randint(_MOVES, (crowded.shape[0],), generator=generator).to(points.device)]
+    sets = points.repeat(crowded.shape[0], 1, 1)
+    return sets.scatter_(1, crowded[:, None, None].expand(-1, 1, m), candidates[holes][:, None])
 
 
 _MEMORY = 10  # energies that a step may not exceed
