@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -18,6 +19,12 @@ namespace {
 
 constexpr int64_t kParallelPoints = 4096;
 
+bool any_nan(const double* values, int64_t count) {
+  bool any = false;  // without leaving early, so in vectors
+  for (int64_t i = 0; i < count; ++i) any |= values[i] != values[i];
+  return any;
+}
+
 /// One set as doubles, minimized: its rows without NaN.
 struct ComparableRows {
   int64_t length = 0;              // rows of the set, those with NaN too
@@ -33,8 +40,13 @@ struct ComparableRows {
     length = sets.lengths ? checked_length(sets.lengths[b], sets.points.n) : sets.points.n;
     rows.resize(length * m);
     load_front(sets.points, b, length, sets.maximize, rows.data());
-    source.clear();
     violations.clear();
+    if (!violation && !any_nan(rows.data(), length * m)) {
+      source.resize(length);
+      std::iota(source.begin(), source.end(), 0);
+      return;
+    }
+    source.clear();
     for (int64_t i = 0; i < length; ++i) {
       const bool is_nan = first_nan_row(&rows[i * m], 1, m) >= 0;
       if (is_nan || (violation && std::isnan(violation[i]))) {

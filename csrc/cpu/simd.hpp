@@ -20,6 +20,8 @@ struct SimdTable {
   /// How many of the points i < count are nowhere worse than `point`.
   int64_t (*count_dominators)(const double* columns, int64_t m, int64_t stride, int64_t count, const double* point,
                               int64_t point_stride);
+  /// How many of the values are at most `limit`.
+  int64_t (*count_up_to)(const double* values, int64_t n, double limit);
   /// counts[i] = number of values[j] < values[i]
   void (*count_below)(const double* values, int64_t n, int64_t* counts);
   /// Indices of the rows of unsigned lanes (8, 16, 32 bits) that are at least `row` in every lane; returns their

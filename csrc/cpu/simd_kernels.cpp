@@ -66,6 +66,12 @@ int64_t count_dominators(const double* columns, int64_t m, int64_t stride, int64
   return dominators;
 }
 
+int64_t count_up_to(const double* values, int64_t n, double limit) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) count += values[i] <= limit ? 1 : 0;
+  return count;
+}
+
 void count_below(const double* values, int64_t n, int64_t* counts) {
   constexpr int64_t kPiece = 16;
   for (int64_t start = 0; start < n; start += kPiece) {
@@ -458,6 +464,7 @@ const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {MORLFAST_STRING(MOR
                                                              first_common_word,
                                                              largest_dominator,
                                                              count_dominators,
+                                                             count_up_to,
                                                              count_below,
                                                              rows_at_least<uint8_t>,
                                                              rows_at_least<uint16_t>,

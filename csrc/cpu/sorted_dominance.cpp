@@ -24,66 +24,118 @@ void rank_2(const double* z, int64_t n, int32_t* ranks) {
   }
 }
 
-/// Non-dominated (a, b) of one front's members in the last two of three objectives: a ascending, b descending.
-/// Blocks of bounded size: adding a step moves no more than one of them.
-class Staircase {
+/// Steps of a staircase, at most kCapacity: a ascending, b descending.
+class Steps {
  public:
-  bool dominates(double a, double b) const {
-    // The last step with step.a <= a has the smallest b of those.
-    const auto block = std::upper_bound(blocks_.begin(), blocks_.end(), a,
-                                        [](double value, const Block& other) { return value < other.front().a; });
-    if (block == blocks_.begin()) return false;
-    const Block& steps = *std::prev(block);
-    const auto step = std::upper_bound(steps.begin(), steps.end(), a,
-                                       [](double value, const Step& other) { return value < other.a; });
-    return std::prev(step)->b <= b;
+  static constexpr size_t kCapacity = 256;
+
+  size_t size() const { return size_; }
+  double a(size_t i) const { return a_[i]; }
+  double b(size_t i) const { return b_[i]; }
+
+  /// How many steps have a step.a <= a.
+  size_t up_to(double a) const {
+    const int64_t count = simd().count_up_to(a_.data(), static_cast<int64_t>(a_.size()), a);
+    return std::min(static_cast<size_t>(count), size_);
   }
 
-  /// Adds a step that the staircase does not dominate; those that it dominates leave.
-  void add(double a, double b) {
-    if (blocks_.empty()) blocks_.emplace_back();
-    auto block = std::upper_bound(blocks_.begin() + 1, blocks_.end(), a,
-                                  [](double value, const Block& other) { return value <= other.front().a; });
-    --block;
-    const auto place = std::lower_bound(block->begin(), block->end(), a,
-                                        [](const Step& step, double value) { return step.a < value; });
-    // Dominated steps follow the new one without a gap, at times into later blocks.
-    auto last = place;
-    while (last != block->end() && last->b >= b) ++last;
-    if (last == block->end()) {
-      auto next = block + 1;
-      while (next != blocks_.end() && next->back().b >= b) ++next;
-      if (next != blocks_.end()) {
-        auto kept = next->begin();
-        while (kept->b >= b) ++kept;
-        next->erase(next->begin(), kept);
-      }
-      const auto index = block - blocks_.begin();
-      const auto offset = place - block->begin();
-      blocks_.erase(block + 1, next);
-      block = blocks_.begin() + index;
-      last = block->end();
-      block->insert(block->erase(block->begin() + offset, last), {a, b});
-    } else if (place != last) {
-      *place = {a, b};
-      block->erase(place + 1, last);
-    } else {
-      block->insert(place, {a, b});
+  void insert(size_t at, double a, double b) {
+    if (size_ == a_.size()) {
+      a_.resize(std::max<size_t>(2 * size_, kPadding), std::numeric_limits<double>::infinity());
+      b_.resize(a_.size());
     }
-    if (block->size() > kBlock) {
-      Block upper(block->begin() + kBlock / 2, block->end());
-      block->resize(kBlock / 2);
-      blocks_.insert(block + 1, std::move(upper));
-    }
+    std::copy_backward(a_.begin() + at, a_.begin() + size_, a_.begin() + size_ + 1);
+    std::copy_backward(b_.begin() + at, b_.begin() + size_, b_.begin() + size_ + 1);
+    ++size_;
+    set(at, a, b);
+  }
+
+  void set(size_t at, double a, double b) {
+    a_[at] = a;
+    b_[at] = b;
+  }
+
+  void erase(size_t first, size_t last) {
+    if (first == last) return;
+    std::fill(std::copy(a_.begin() + last, a_.begin() + size_, a_.begin() + first), a_.begin() + size_,
+              std::numeric_limits<double>::infinity());
+    std::copy(b_.begin() + last, b_.begin() + size_, b_.begin() + first);
+    size_ -= last - first;
+  }
+
+  /// The upper half, which leaves.
+  Steps split() {
+    Steps upper;
+    const size_t half = size_ / 2;
+    upper.a_.assign(a_.begin() + half, a_.end());
+    upper.b_.assign(b_.begin() + half, b_.end());
+    upper.size_ = size_ - half;
+    erase(half, size_);
+    return upper;
   }
 
  private:
-  struct Step {
-    double a, b;
+  static constexpr size_t kPadding = 8;  // whole vectors, infinity behind the last step
+  std::vector<double> a_, b_;
+  size_t size_ = 0;
+};
+
+/// Non-dominated (a, b) of one front's members in the last two of three objectives, in blocks: adding a step moves no
+/// more than one of them.
+class Staircase {
+ public:
+  /// Behind the last step with step.a <= a, which has the smallest b of those.
+  struct Place {
+    size_t block, step;
   };
-  using Block = std::vector<Step>;
-  static constexpr size_t kBlock = 512;
-  std::vector<Block> blocks_;  // none empty
+
+  Place find(double a) const {
+    size_t block = 0;
+    if (blocks_.size() > 1)
+      block = std::upper_bound(blocks_.begin() + 1, blocks_.end(), a,
+                               [](double value, const Steps& other) { return value < other.a(0); }) -
+              blocks_.begin() - 1;
+    return {block, blocks_[block].up_to(a)};
+  }
+
+  bool dominates(const Place& place, double b) const {
+    return place.step > 0 && blocks_[place.block].b(place.step - 1) <= b;
+  }
+
+  /// Adds a step that the staircase does not dominate, with place = find(a); those that it dominates leave.
+  void add(const Place& place, double a, double b) {
+    Steps& steps = blocks_[place.block];
+    const size_t at = place.step - (place.step > 0 && steps.a(place.step - 1) == a ? 1 : 0);
+    // Dominated steps follow the new one without a gap, at times into later blocks.
+    size_t last = at;
+    while (last < steps.size() && steps.b(last) >= b) ++last;
+    if (last == steps.size()) drop_dominated_behind(place.block, b);
+    if (last == at) {
+      blocks_[place.block].insert(at, a, b);
+      if (blocks_[place.block].size() == Steps::kCapacity)
+        blocks_.insert(blocks_.begin() + place.block + 1, blocks_[place.block].split());
+    } else {
+      blocks_[place.block].set(at, a, b);
+      blocks_[place.block].erase(at + 1, last);
+    }
+  }
+
+  void start(double a, double b) { blocks_.emplace_back().insert(0, a, b); }
+
+ private:
+  void drop_dominated_behind(size_t block, double b) {
+    const auto next = blocks_.begin() + block + 1;
+    auto kept = next;
+    while (kept != blocks_.end() && kept->b(kept->size() - 1) >= b) ++kept;
+    if (kept != blocks_.end()) {
+      size_t step = 0;
+      while (kept->b(step) >= b) ++step;
+      kept->erase(0, step);
+    }
+    blocks_.erase(next, kept);
+  }
+
+  std::vector<Steps> blocks_;  // none empty
 };
 
 // m = 3: binary search over the fronts, binary search in a front's staircase.
@@ -91,11 +143,22 @@ void rank_3(const double* z, int64_t n, int32_t* ranks) {
   std::vector<Staircase> fronts;
   for (int64_t i = 0; i < n; ++i) {
     const double a = z[3 * i + 1], b = z[3 * i + 2];
-    const auto front =
-        std::partition_point(fronts.begin(), fronts.end(), [&](const Staircase& s) { return s.dominates(a, b); }) -
-        fronts.begin();
-    if (front == static_cast<int64_t>(fronts.size())) fronts.emplace_back();
-    fronts[front].add(a, b);
+    size_t front = 0, end = fronts.size();
+    Staircase::Place place{};
+    while (front < end) {
+      const size_t middle = (front + end) / 2;
+      const Staircase::Place found = fronts[middle].find(a);
+      if (fronts[middle].dominates(found, b)) {
+        front = middle + 1;
+      } else {
+        end = middle;
+        place = found;
+      }
+    }
+    if (front == fronts.size())
+      fronts.emplace_back().start(a, b);
+    else
+      fronts[front].add(place, a, b);
     ranks[i] = static_cast<int32_t>(front);
   }
 }

@@ -92,8 +92,10 @@ def non_dominated_sort(
     tensor([0, 2, 1], dtype=torch.int32)
     """
     points = _as_points(points)
-    if stop_after is not None and as_integer(stop_after, "stop_after") < 1:
-        raise ValueError(f"stop_after: expected at least 1, got {stop_after}")
+    if stop_after is not None:
+        stop_after = as_integer(stop_after, "stop_after")
+        if stop_after < 1:
+            raise ValueError(f"stop_after: expected at least 1, got {stop_after}")
     violations = None if constraints is None else _total_violations(constraints, points)
     points, maximize, raises, lengths, mask = _as_sets(points, maximize, lengths, mask, nan)
     if violations is not None and nan == "raise" and (points.is_cuda or mask is not None):
@@ -101,8 +103,10 @@ def non_dominated_sort(
         if lengths is not None:
             unknown &= torch.arange(points.shape[-2], device=points.device) < lengths[..., None]
         raise_for_nan(unknown, "constraints")
-    k = 0 if stop_after is None else as_integer(stop_after, "stop_after")
-    ranks = _ops.non_dominated_sort(points, maximize, raises, lengths, violations, k)
+    if lengths is None and violations is None and stop_after is None:  # defaults are not converted: faster
+        ranks = _ops.non_dominated_sort(points, maximize, raises)
+    else:
+        ranks = _ops.non_dominated_sort(points, maximize, raises, lengths, violations, stop_after or 0)
     return ranks if mask is None else ranks.masked_fill_(~mask, -1)
 
 
@@ -230,8 +234,8 @@ def dominance_counts(
         not dominate each other. A row with NaN dominates nothing and counts as dominated by every row without NaN.
         Not differentiable.
 
-    CPU: O(n log^2 n) for m <= 3; for more objectives divide and conquer that ends in bitsets, at most O(m n^2 / 64) word
-    operations. GPU: O(m n^2) comparisons in tiles. O(n m) memory a set. Errors as for :func:`non_dominated_sort`.
+    CPU: O(n log^2 n) for m <= 3; for more objectives divide and conquer that ends in bitsets, at most O(m n^2 / 64)
+    word operations. GPU: O(m n^2) comparisons in tiles. O(n m) memory a set. Errors as for :func:`non_dominated_sort`.
 
     Sources: Fonseca and Fleming (1993) for MOGA; Zitzler, Laumanns, Thiele (2001) for SPEA2.
 
