@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,16 @@ from morlfast import hypervolume, non_dominated_sort
 
 pytest.importorskip("matplotlib")
 
-# By its path: other packages install a folder "examples" too.
-SPEC = importlib.util.spec_from_file_location(
-    "hypervolume_ascent", Path(__file__).parents[1] / "examples/hypervolume_ascent.py"
-)
-ascent = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(ascent)
+
+def example(name):
+    """By its path: other packages install a folder "examples" too."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"examples/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ascent = example("hypervolume_ascent")
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +106,10 @@ def test_ascent_gains_and_layers_gain_more():
     linear, learned = (ascent.train_policies(objective, 150, 7) for objective in (None, ascent.of_its_layers))
     assert linear.curve[0] == learned.curve[0]
     assert linear.curve[0] < linear.curve[-1] < learned.curve[-1]
+
+
+def test_what_an_evaluation_needs_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "morl_baselines", None)
+    monkeypatch.setitem(sys.modules, "morl_baselines.multi_policy.pareto_q_learning.pql", None)
+    assert example("morl_evaluation").main([]) == 2
+    assert "pip install" in capsys.readouterr().err

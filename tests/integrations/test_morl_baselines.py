@@ -5,12 +5,15 @@ from __future__ import annotations
 import doctest
 import importlib
 import pickle
+import runpy
 import sys
 import types
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 performance_indicators = pytest.importorskip("morl_baselines.common.performance_indicators")
 
@@ -347,3 +350,20 @@ def test_ipro_takes_the_class(algorithms, rng):
         assert outer_loop.Hypervolume is Hypervolume
         assert outer_loop.OuterLoop.compute_hypervolume(None, points, ref_point) == pytest.approx(expected, rel=1e-12)
     assert outer_loop.Hypervolume is before
+
+
+def test_the_example_evaluates_an_agent_both_ways(algorithms, tmp_path, capsys):
+    for module in ("matplotlib", "tqdm", "mo_gymnasium"):
+        pytest.importorskip(module)
+    main = runpy.run_path(Path(__file__).parents[2] / "examples/morl_evaluation.py")["main"]
+    threads = torch.get_num_threads()
+    try:
+        assert main(["--out", str(tmp_path), "--steps", "300", "--evaluations", "2", "--weights", "9"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert (tmp_path / "morl_evaluation.png").read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    for label in ("fruits found", "maximum utility loss", "archive"):
+        assert label in out
+    assert float(out.split("all evaluations: ")[1].split()[0]) < 1e-9
+    assert pareto.ParetoArchive is not ours.ParetoArchive
