@@ -98,7 +98,8 @@ def non_dominated_sort(
             raise ValueError(f"stop_after: expected at least 1, got {stop_after}")
     violations = None if constraints is None else _total_violations(constraints, points)
     points, maximize, raises, lengths, mask = _as_sets(points, maximize, lengths, mask, nan)
-    if violations is not None and nan == "raise" and (points.is_cuda or mask is not None):
+    if violations is not None and nan != "worst" and not raises and not (nan is None and points.is_cuda):
+        # The operator will not look.
         unknown = violations.isnan() if mask is None else violations.isnan() & mask
         if lengths is not None:
             unknown &= torch.arange(points.shape[-2], device=points.device) < lengths[..., None]
