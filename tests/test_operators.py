@@ -18,6 +18,10 @@ NAMES = [
     "hypervolume_improvement",
     "hypervolume_subset",
     "non_dominated_sort",
+    "is_non_dominated",
+    "dominance_counts",
+    "is_dominated_by",
+    "best_points",
     "group_advantages",
     "select_tokens",
 ]
@@ -32,6 +36,8 @@ IDS = torch.tensor([4, -1, 4, 7, 7, -1, 4, 4])
 FLAGS = normal(8, 5, seed=2) > -0.5
 
 RAGGED = torch.tensor([[0, 9], [3, 1], [2, 2]])
+QUERIES = normal(3, 2, 5, 3, seed=7).double()
+VIOLATIONS = normal(3, 2, 9, seed=8).double().clamp(min=0)
 
 
 def volume(points: torch.Tensor, **options: Any) -> dict[str, Any]:
@@ -48,6 +54,18 @@ def volume(points: torch.Tensor, **options: Any) -> dict[str, Any]:
 
 def whole(points: torch.Tensor, **options: Any) -> dict[str, Any]:
     return volume(points, **({"part": 0, "parts": 1} | options))
+
+
+def ranked(points: torch.Tensor, **options: Any) -> dict[str, Any]:
+    return sets(points, violations=None, stop_after=0) | options
+
+
+def sets(points: torch.Tensor, **options: Any) -> dict[str, Any]:
+    return {"points": points, "lengths": None, "maximize": False, "nan_raises": True} | options
+
+
+def best(queries: torch.Tensor, points: torch.Tensor, kind: int, **options: Any) -> dict[str, Any]:
+    return {"queries": queries, "points": points, "kind": kind, "lengths": None, "with_rows": False} | options
 
 
 def group(rewards: torch.Tensor, **options: Any) -> dict[str, Any]:
@@ -84,10 +102,36 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "hypervolume_subset": [volume(FRONTS, k=4), volume(WIDE.float(), k=0), volume(FRONTS, k=3, lengths=RAGGED)],
     "non_dominated_sort": [
-        {"points": FRONTS, "maximize": False, "nan_raises": True},
-        {"points": FRONTS.transpose(0, 1).float(), "maximize": True, "nan_raises": False},
-        {"points": FRONTS[0, 0, :, :2], "maximize": False, "nan_raises": True},
-        {"points": FRONTS[:, :, :0], "maximize": False, "nan_raises": True},
+        ranked(FRONTS),
+        ranked(FRONTS.transpose(0, 1).float(), maximize=True, nan_raises=False),
+        ranked(FRONTS.float(), lengths=RAGGED, violations=VIOLATIONS, stop_after=4),
+        ranked(FRONTS[0, 0, :, :2], stop_after=1),
+        ranked(FRONTS[:, :, :0]),
+    ],
+    "is_non_dominated": [
+        sets(FRONTS, deduplicate=False),
+        sets(FRONTS.transpose(0, 1).float(), maximize=True, nan_raises=False, deduplicate=True),
+        sets(FRONTS[..., :2], lengths=RAGGED, deduplicate=True),
+        sets(FRONTS[:0], deduplicate=False),
+    ],
+    "dominance_counts": [
+        sets(FRONTS),
+        sets(FRONTS.transpose(0, 1).float(), maximize=True, nan_raises=False),
+        sets(FRONTS[..., :2], lengths=RAGGED),
+        sets(FRONTS[:, :, :0]),
+    ],
+    "is_dominated_by": [
+        sets(QUERIES, others=FRONTS, weakly=False),
+        sets(QUERIES.float(), others=FRONTS.float(), lengths=RAGGED, maximize=True, nan_raises=False, weakly=True),
+        sets(QUERIES[:, :, :0], others=FRONTS, weakly=False),
+        sets(QUERIES, others=FRONTS[:, :, :0], weakly=True),
+    ],
+    "best_points": [
+        best(QUERIES, FRONTS, kind=0),
+        best(QUERIES.transpose(0, 1).float(), FRONTS.transpose(0, 1).float(), kind=2, with_rows=True),
+        best(QUERIES.abs(), FRONTS, kind=5, lengths=RAGGED, with_rows=True),
+        *(best(QUERIES[0, 0], FRONTS[0, 0], kind=kind) for kind in (1, 3, 4)),
+        best(QUERIES, FRONTS[:, :, :0], kind=1, with_rows=True),
     ],
     "group_advantages": [
         group(normal(8), group_size=4),
@@ -122,6 +166,20 @@ PUBLIC: dict[str, tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]] 
         (normal(20, 5, seed=6).double(), WIDE[0]),
     ),
     "non_dominated_sort": (lambda z: morlfast.non_dominated_sort(z, maximize=[True, False, True]), (FRONTS,)),
+    "non_dominated_sort constraints": (
+        lambda z, g, n: morlfast.non_dominated_sort(z, maximize=True, constraints=g, stop_after=4, lengths=n),
+        (FRONTS.float(), normal(3, 2, 9, 2, seed=8), RAGGED),
+    ),
+    "is_non_dominated": (lambda z: morlfast.is_non_dominated(z, maximize=False, deduplicate=True), (FRONTS,)),
+    "is_non_dominated mask": (
+        lambda z, kept: morlfast.is_non_dominated(z, maximize=True, mask=kept, nan="worst"),
+        (FRONTS, normal(3, 2, 9, seed=9) > 0),
+    ),
+    "dominance_counts": (lambda z: morlfast.dominance_counts(z, maximize=[True, False, True]), (FRONTS,)),
+    "is_dominated_by": (
+        lambda z, w: morlfast.is_dominated_by(z, w, maximize=[True, False, True], weakly=True),
+        (QUERIES, FRONTS[0, 0].float()),
+    ),
     "group_advantages": (lambda r: morlfast.group_advantages(r, 4), (normal(8),)),
     "group_advantages gdpo": (
         lambda r, w, g: morlfast.group_advantages(r, group_ids=g, weights=w, method="gdpo"),
@@ -191,13 +249,21 @@ def test_compile_without_a_graph_break(name, dynamic):
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     assert torch.equal(compiled(*inputs), function(*inputs))
-    if dynamic and name in ("hypervolume", "non_dominated_sort"):
+    if dynamic and name in ("hypervolume", "non_dominated_sort", "is_non_dominated", "dominance_counts"):
         longer = (torch.cat([inputs[0], inputs[0] - 0.5], dim=-2), *inputs[1:])
         assert torch.equal(compiled(*longer), function(*longer))
 
 
 @pytest.mark.parametrize(
-    "name", ["hypervolume lengths", "non_dominated_sort", "group_advantages gdpo", "select_tokens"]
+    "name",
+    [
+        "hypervolume lengths",
+        "non_dominated_sort",
+        "non_dominated_sort constraints",
+        "is_dominated_by",
+        "group_advantages gdpo",
+        "select_tokens",
+    ],
 )
 def test_compile_with_inductor(name):
     function, inputs = PUBLIC[name]

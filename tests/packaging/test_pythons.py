@@ -25,13 +25,17 @@ def test_the_wheel_imports(version: str, installed: Path, tmp_path: Path, run_py
     )  # fmt: skip
     done = run_python(["-c", SCRIPT], [installed, tmp_path], INTERPRETERS[version])
     operators = [
+        "best_points",
         "box_decomposition",
+        "dominance_counts",
         "group_advantages",
         "hypervolume",
         "hypervolume_contributions",
         "hypervolume_gradient",
         "hypervolume_improvement",
         "hypervolume_subset",
+        "is_dominated_by",
+        "is_non_dominated",
         "non_dominated_sort",
         "select_tokens",
     ]
