@@ -477,6 +477,46 @@ def test_ws_transform_inverts_weights():
     assert on_simplex(ws_transform(torch.eye(4, dtype=F64)))
 
 
+def test_awa_lets_values_with_nan_leave_first():
+    w, values = drawn_weights(6, 2), uniform(6, 2)
+    values[4, 1] = NAN
+    got = awa_weights(w, values, uniform(5, 2, seed=1), 0.0, maximize=False, count=1)
+    assert (got.archive_rows >= 0).nonzero().flatten().tolist() == [4]
+    assert on_simplex(got.weights)
+
+
+W, V, A = drawn_weights(5, 2), uniform(5, 2), uniform(7, 2, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: psa_weights(W, V, A, maximize=True, delta=0.0), "delta"),
+        (lambda: psa_weights(W[0], V, A, maximize=True), "weights"),
+        (lambda: psa_weights(W, V[:4], A, maximize=True), "values"),
+        (lambda: psa_weights(W, V, A[:, :1], maximize=True), "archive"),
+        (lambda: psa_weights(W, V, A, maximize=True, archive_lengths=[3]), "archive_lengths"),
+        (lambda: psa_weights(W, V, A), "maximize"),
+        (lambda: psa_weights(W, V, A, maximize=[True]), "maximize"),
+        (lambda: awa_weights(W, V, A, 0.0, maximize=True, count=-1), "count"),
+        (lambda: awa_weights(W, V, A, 0.0, maximize=True, count=5), "count"),
+        (lambda: awa_weights(W, V, A, 0.0, maximize=True, epsilon=0.0), "epsilon"),
+        (lambda: awa_weights(W, V[:4], A, 0.0, maximize=True), "values"),
+        (lambda: awa_weights(W, V, A[:, :1], 0.0, maximize=True), "archive"),
+        (lambda: awa_weights(W, V, A, [0.0, 0.0, 0.0], maximize=True), "ideal_point"),
+        (lambda: ws_transform(W, epsilon=0.0), "epsilon"),
+        (lambda: ws_transform(W.half()), "weights"),
+        (lambda: sample_weights(3, 2, alpha=2.0), "alpha"),
+        (lambda: sample_weights(3, 2, distribution="gaussian", alpha=2.0), "alpha"),
+        (lambda: riesz_energy(W[0]), "weights"),
+        (lambda: riesz_energy(W, power=-1.0), "power"),
+    ],
+)
+def test_what_does_not_fit_is_named(call, argument):
+    with pytest.raises((ValueError, TypeError), match=argument):
+        call()
+
+
 # --- neighbours ---
 
 
