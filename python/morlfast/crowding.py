@@ -14,11 +14,10 @@ from morlfast._arguments import (
     as_float32_or_64,
     as_integer,
     as_integers,
-    as_points,
     same_device,
 )
 from morlfast.hypervolume_approximation import _rows
-from morlfast.pareto import non_dominated_sort
+from morlfast.pareto import _as_points, non_dominated_sort
 
 CrowdingVariant = Literal["nsga2", "pymoo", "pcn", "evomo", "c-morl"]
 
@@ -90,7 +89,7 @@ def crowding_distance(
     >>> crowding_distance(front, ranks=[0, 1, 1, 1])
     tensor([inf, inf, 2., inf])
     """
-    points = as_points(points).detach()
+    points = _as_points(points).detach()
     if variant not in get_args(CrowdingVariant):
         raise ValueError(f"variant: expected one of {', '.join(get_args(CrowdingVariant))}, got {variant!r}")
     counts, _ = _rows(points, lengths, mask, nan)
@@ -149,7 +148,7 @@ def select_by_crowding(
     >>> select_by_crowding(front, 2, maximize=True, selected=front[[0, 3]])
     tensor([2, 1])
     """
-    points = as_points(points).detach()
+    points = _as_points(points).detach()
     k = as_integer(k, "k")
     n = points.shape[-2]
     if not 0 <= k <= n:

@@ -248,7 +248,9 @@ def is_on_convex_front(
     rows, _ = _rows(points, lengths, mask, nan)
     infinite = (points.isinf().any(-1) & rows).nonzero()
     if len(infinite) > 0:
-        raise ValueError(f"points: expected finite values, got an infinity in row {infinite[0].tolist()}")
+        *index, row = infinite[0].tolist()
+        where = f"row {row}" + (f" of batch index ({', '.join(map(str, index))})" if index else "")
+        raise ValueError(f"points: expected finite values, got an infinity in {where}")
     maximized, values, _ = as_minimization(points.double(), maximize)
     values = -values if maximized else values
 
