@@ -194,8 +194,8 @@ class LinearSupport:
             gpi_values: for GPI-LS, a function from the corners (K, m) to the values (K, m) of the GPI policy at each.
 
         Returns:
-            (m,) float64. Equal priorities go to the lexicographically first corner, except for GPI-LS when all are 0:
-            then one of them is drawn.
+            (m,) float64. Equal priorities go to an extreme weight, then to the lexicographically first corner, except
+            for GPI-LS when all are 0: then one of them is drawn.
         """
         if algo not in ("ols", "gpi-ls"):
             raise ValueError(f'algo: expected "ols" or "gpi-ls", got {algo!r}')
@@ -211,7 +211,9 @@ class LinearSupport:
                 priorities = self.gpi_ls_priority(corners, gpi_values(corners))
                 wanted = priorities >= (-math.inf if self.epsilon is None else self.epsilon)
             corners, priorities = corners[wanted], priorities[wanted]
-            order = priorities.argsort(descending=True, stable=True)
+            # Extreme weights first among equals: until all are visited, most priorities are infinite.
+            order = (corners.amax(-1) < 1).to(torch.int8).argsort(stable=True)
+            order = order[priorities[order].argsort(descending=True, stable=True)]
             if algo == "gpi-ls" and len(order) > 0 and priorities[order[0]] == 0:
                 order = torch.randperm(len(order), generator=self._generator)
             self.queue = [(float(priorities[row]), corners[row]) for row in order.tolist()]
