@@ -54,7 +54,8 @@ def crowding_distance(
 
     Args:
         points: shape (..., n, m), float32 or float64 with any strides. Array-likes are taken too; integers and Python's
-            numbers become float64. Minimized and maximized objectives give the same distances.
+            numbers become float64. Negating an objective changes nothing but which of equal extreme points has no
+            neighbor.
         ranks: integers (..., n), as :func:`morlfast.non_dominated_sort` returns: points of one rank are a front; rows
             of a negative rank are in none. By default all points are one front.
         variant: whose distances, see above.

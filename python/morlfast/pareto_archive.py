@@ -276,7 +276,7 @@ class ParetoArchive:
         if self._capacity is None or self._size <= self._capacity:
             return None
         if self._prune == "crowding":
-            return rows_left_by_crowding(held, self._capacity)
+            return rows_left_by_crowding(self.points, self._capacity)  # whose ends depend on the sense, where equal
         return self._left_by_hypervolume(held, self._capacity)
 
     def _left_by_hypervolume(self, held: Tensor, k: int) -> Tensor:
