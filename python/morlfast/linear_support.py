@@ -481,14 +481,14 @@ def _scipy(module: str) -> Any:
 
 def _as_set(points: Any, name: str) -> Tensor:
     """A finite tensor (n, m)."""
-    points = as_points(points, name)
-    if points.dim() != 2 or points.shape[1] == 0:
-        raise ValueError(f"{name}: expected shape (n, m) with m >= 1, got {tuple(points.shape)}")
-    raise_for_nan(points.isnan().any(-1), name)
-    infinite = points.isinf().any(-1).nonzero()
+    tensor = as_points(points, name)
+    if tensor.dim() != 2 or tensor.shape[1] == 0:
+        raise ValueError(f"{name}: expected shape (n, m) with m >= 1, got {tuple(tensor.shape)}")
+    raise_for_nan(tensor.isnan().any(-1), name)
+    infinite = tensor.isinf().any(-1).nonzero()
     if len(infinite) > 0:
         raise ValueError(f"{name}: expected finite numbers, got infinity in row {int(infinite[0])}")
-    return points
+    return tensor
 
 
 def _on_host(points: Tensor) -> Tensor:

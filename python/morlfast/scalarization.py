@@ -389,8 +389,8 @@ class _Pairs:
         self._one_value, self._one_weight = values.dim() == 1, weights.dim() == 1
         self._dtype = values.dtype
         dtype = torch.promote_types(values.dtype, weights.dtype)
-        self.values = (values[None] if self._one_value else values).to(dtype)
-        self.weights = (weights[None] if self._one_weight else weights).to(dtype)
+        self.values: Tensor = (values[None] if self._one_value else values).to(dtype)
+        self.weights: Tensor = (weights[None] if self._one_weight else weights).to(dtype)
         self.objectives = values.shape[-1]
         try:
             torch.broadcast_shapes(self.values.shape[:-2], self.weights.shape[:-2])

@@ -281,16 +281,16 @@ def riesz_energy(weights: Any, *, power: float | None = None) -> Tensor:
     >>> riesz_energy([[0.0, 1.0], [1.0, 0.0]], power=2)
     tensor(-0.6931, dtype=torch.float64)
     """
-    weights = as_points(weights, "weights")
-    n, m = weights.shape[-2:]
+    points = as_points(weights, "weights")
+    dtype, points = points.dtype, points.double()
+    n, m = points.shape[-2:]
     power = _as_power(power, m)
     if n < 2:
-        return weights.new_full(weights.shape[:-2], -math.inf)
-    i, k = torch.triu_indices(n, n, 1, device=weights.device)
-    points = weights.double()
+        return torch.full(points.shape[:-2], -math.inf, dtype=dtype, device=points.device)
+    i, k = torch.triu_indices(n, n, 1, device=points.device)
     squared = (points[..., i, :] - points[..., k, :]).square().sum(-1)
     energy = torch.logsumexp(squared.log() * (-power / 2), -1) - math.log(n * (n - 1) / 2)
-    return energy.to(weights.dtype)
+    return energy.to(dtype)
 
 
 @functools.lru_cache(maxsize=64)
@@ -561,7 +561,7 @@ def psa_weights(
     if weights.shape[-2] != values.shape[-2]:
         raise ValueError(f"values: expected {weights.shape[-2]} rows, one for each weight, got {values.shape[-2]}")
     if archive.shape[-2] == 0:
-        return weights / weights.abs().sum(-1, keepdim=True)
+        return _normalized(weights)
     maximized, own, _ = as_minimization(values.double(), maximize)
     _, known, _ = as_minimization(archive.double(), maximize)
     squared = _squared_distances(own, known)
@@ -579,7 +579,11 @@ def psa_weights(
     good = own >= closest if maximized else own <= closest
     adapted = torch.where(good, weights * (1 + delta), weights / (1 + delta))
     adapted = torch.where(counts.any(-1, keepdim=True), adapted, weights)
-    return adapted / adapted.abs().sum(-1, keepdim=True)
+    return _normalized(adapted)
+
+
+def _normalized(weights: Tensor) -> Tensor:
+    return weights / weights.abs().sum(-1, keepdim=True)
 
 
 class AdaptedWeights(NamedTuple):
@@ -720,7 +724,7 @@ def ws_transform(weights: Any, *, epsilon: float = 1e-6) -> Tensor:
     epsilon = as_number(epsilon, "epsilon")
     if not epsilon > 0:
         raise ValueError(f"epsilon: expected a positive number, got {epsilon}")
-    inverse = 1 / weights.clamp(min=epsilon)
+    inverse: Tensor = 1 / weights.clamp(min=epsilon)
     return inverse / inverse.sum(-1, keepdim=True)
 
 
