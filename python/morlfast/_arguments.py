@@ -75,15 +75,17 @@ def objective_senses(maximize: Any, objectives: int) -> list[bool]:
     return list(values)
 
 
-def as_lengths_or_mask(lengths: Any, mask: Any, points: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def as_lengths_or_mask(
+    lengths: Any, mask: Any, points: Tensor, lengths_name: str = "lengths"
+) -> tuple[Tensor | None, Tensor | None]:
     """int64 lengths of the batch shape, or a bool mask (..., n); neither, or one of them."""
     if lengths is not None and mask is not None:
         raise ValueError("lengths, mask: expected at most one of them, got both")
     batch = points.shape[:-2]
     if lengths is not None:
-        tensor = as_integers(lengths, "lengths", "points", points)
+        tensor = as_integers(lengths, lengths_name, "points", points)
         if tensor.shape != batch:
-            raise ValueError(f"lengths: expected the batch shape {tuple(batch)}, got {tuple(tensor.shape)}")
+            raise ValueError(f"{lengths_name}: expected the batch shape {tuple(batch)}, got {tuple(tensor.shape)}")
         return tensor.to(torch.int64).contiguous(), None
     if mask is not None:
         tensor = mask if isinstance(mask, Tensor) else as_tensor(mask, "mask", device=points.device)
