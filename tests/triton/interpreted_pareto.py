@@ -14,14 +14,29 @@ F64 = torch.float64
 NAN, INF = math.nan, math.inf
 
 
-def check(points: Tensor, maximize: bool = False) -> None:
+def check(
+    points: Tensor,
+    maximize: bool = False,
+    lengths: Tensor | None = None,
+    violations: Tensor | None = None,
+    stop_after: int = 0,
+) -> None:
     before = points.clone()
-    result = kernels.non_dominated_sort(points, maximize, nan_raises=False)
+    result = kernels.non_dominated_sort(points, maximize, False, lengths, violations, stop_after)
     assert result.dtype == torch.int32
     assert result.shape == points.shape[:-1]
     n, m = points.shape[-2:]
-    fronts = points.reshape(math.prod(points.shape[:-2]), n, m).double().numpy()
-    expected = [reference.non_dominated_sort(front, maximize) for front in fronts]
+    fronts = math.prod(points.shape[:-2])
+    none = [None] * fronts
+    expected = [
+        reference.non_dominated_sort(front, maximize, length=length, constraints=own, stop_after=stop_after or None)
+        for front, length, own in zip(
+            points.reshape(fronts, n, m).double().numpy(),
+            none if lengths is None else lengths.flatten().tolist(),
+            none if violations is None else violations.reshape(fronts, n).numpy(),
+            strict=True,
+        )
+    ]
     torch.testing.assert_close(result, torch.from_numpy(np.stack(expected)).reshape(result.shape), rtol=0, atol=0)
     torch.testing.assert_close(points, before, rtol=0, atol=0, equal_nan=True)
 
@@ -34,33 +49,34 @@ def draws(values: list[float], *shape: int, seed: int = 0) -> Tensor:
     return torch.tensor(values)[torch.randint(len(values), shape, generator=torch.Generator().manual_seed(seed))]
 
 
-@pytest.fixture(params=["few targets", "many targets", "small"], autouse=True)
+@pytest.fixture(params=["one window", "windows", "small"], autouse=True)
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Points that span several blocks of several steps, or that one program takes."""
+    """Points that span several blocks of several steps, several windows, or that one program takes."""
     if request.param == "small":
         return 29
     constants = {
         "SMALL": 8,
         "BLOCK": 16,
         "SETTLED": 8,
-        "PAIRS": 64,
+        "WINDOW": 16 if request.param == "windows" else 1024,
+        "BUCKETS": 4,
         "TARGETS": 8,
-        "MANY_TARGETS": 32,
-        "ROWS": 32,
+        "FEW_TARGETS": 8,
+        "SOURCES": 4,
+        "ROWS": 64,
     }
-    constants["FILLED"] = 0 if request.param == "many targets" else 1000
     for name, value in constants.items():
         monkeypatch.setattr(kernels, name, value)
-    return 53
+    return 43
 
 
-@pytest.mark.parametrize("m", range(1, 7))
+@pytest.mark.parametrize("m", range(1, 6))
 @pytest.mark.parametrize("maximize", [False, True])
 def test_number_of_objectives(sizes: int, m: int, maximize: bool) -> None:
     check(normal(sizes, m), maximize)
 
 
-@pytest.mark.parametrize("m", range(1, 6))
+@pytest.mark.parametrize("m", range(1, 5))
 def test_ties_and_duplicates_share_a_rank(sizes: int, m: int) -> None:
     check(draws([0.0, 1.0, 2.0], sizes, m))
 
@@ -87,10 +103,10 @@ def test_all_nan(sizes: int, m: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_batches_of_any_strides(sizes: int, dtype: torch.dtype) -> None:
     n = sizes // 2
-    points = normal(3, 2 * n, 2, 3, dtype=dtype).transpose(1, 2)[:, :, ::2]
+    points = normal(2, 2 * n, 2, 3, dtype=dtype).transpose(1, 2)[:, :, ::2]
     assert not points.is_contiguous()
     check(points)
-    check(normal(4, 3, n, dtype=dtype).transpose(1, 2))
+    check(normal(2, 3, n, dtype=dtype).transpose(1, 2))
     check(normal(1, 1, 3, dtype=dtype).expand(2, n, 3))
 
 
@@ -102,6 +118,32 @@ def test_float64_points_that_are_equal_in_float32_are_told_apart(sizes: int) -> 
 def test_sizes_at_the_edges_of_blocks(n: int) -> None:
     for m in (1, 3):
         check(draws([0.0, 1.0, 2.0, 3.0], 2, n, m))
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+def test_less_violation_comes_first(sizes: int, m: int) -> None:
+    check(draws([0.0, 1.0, 2.0], sizes, m), violations=draws([0.0, 0.0, 0.5, INF], sizes, seed=1).double())
+    check(normal(sizes, m), True, violations=draws([0.0, -0.0, 1e-300, NAN], sizes, seed=1).double())
+
+
+@pytest.mark.parametrize("m", [1, 3])
+def test_a_front_for_every_violation(sizes: int, m: int) -> None:
+    check(normal(sizes, m), violations=normal(sizes, seed=1, dtype=F64).abs())
+    check(normal(sizes, m), violations=torch.ones(sizes, dtype=F64))
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_rows_behind_lengths_have_no_rank(sizes: int, m: int) -> None:
+    points = draws([0.0, 1.0, 2.0, NAN], 3, sizes, m)
+    lengths = torch.tensor([0, sizes // 2, sizes + 1])
+    check(points, lengths=lengths)
+    check(points, lengths=lengths, violations=draws([0.0, 1.0, NAN], sizes, 3, seed=1).double().T)
+
+
+def test_stops_after_so_many_points(sizes: int) -> None:
+    points = draws([0.0, 1.0, 2.0, 3.0, NAN], 2, sizes, 2)
+    for stop_after in (1, 5, sizes // 2, sizes, sizes + 1):
+        check(points, stop_after=stop_after, lengths=torch.tensor([sizes, sizes // 2]))
 
 
 def test_empty_batches() -> None:

@@ -19,7 +19,7 @@ import triton
 if triton.knobs.runtime.interpret:
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-from morlfast._triton import advantages, pareto, tokens
+from morlfast._triton import advantages, indicators, pareto, tokens
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -72,10 +72,29 @@ def _tokens(name: str, kernel: Any, registers: int, score: str, mask: str, ids: 
     )
 
 
-def _sort(name: str, kernel: Any, registers: int, element: str, options: dict[str, Any], **constants: Any) -> Case:
-    pointers = {"points_ptr": element, "columns_ptr": element, "sorted_ptr": element, "order_ptr": "i64"}
-    pointers |= dict.fromkeys(["numbers_ptr", "sorted_ranks_ptr", "last_ptr", "ranks_ptr", "fresh_ptr"], "i32")
-    return Case(name, kernel, pointers, constants, registers, options)
+def _sort(
+    name: str,
+    kernel: Any,
+    registers: int,
+    element: str,
+    options: dict[str, Any],
+    absent: tuple[str, ...] = (),
+    **constants: Any,
+) -> Case:
+    elements = dict.fromkeys(["points_ptr", "others_ptr", "values_ptr"], element)
+    elements |= dict.fromkeys(["order_ptr", "targets_ptr", "lengths_ptr"], "i64") | {"violations_ptr": "fp64"}
+    if kernel is pareto.columns_kernel:
+        elements["columns_ptr"] = element
+    if constants.get("COUNT") is False:
+        elements["result_ptr"] = "i1"
+    names = [p.name for p in kernel.params if p.name.endswith("_ptr") and p.name not in absent]
+    return Case(name, kernel, {p: elements.get(p, "i32") for p in names}, constants, registers, options)
+
+
+def _best(name: str, kernel: Any, registers: int, element: str, rows: bool, **constants: Any) -> Case:
+    elements = {"least_ptr": "fp64", "lengths_ptr": "i64", "least_rows_ptr": "i64", "rows_ptr": "i64"}
+    names = [p.name for p in kernel.params if p.name.endswith("_ptr") and (rows or "rows" not in p.name)]
+    return Case(name, kernel, {p: elements.get(p, element) for p in names}, constants, registers, indicators.OPTIONS)
 
 
 def _tile(k: int, group: int) -> dict[str, int]:
@@ -191,44 +210,116 @@ ROWS = [
 ]
 SMALL = [
     _sort(
-        f"small_kernel-{element}-{size}",
+        f"small_kernel-{element}-{size}{'-violations' if violations else ''}",
         pareto.small_kernel,
         128,
         element,
         pareto.small_options(size),
+        absent=() if violations else ("violations_ptr", "lengths_ptr"),
         MAXIMIZE=size == 64,
         SIZE=size,
     )
-    for element, size in [("fp32", 16), ("fp32", 32), ("fp32", pareto.SMALL), ("fp64", pareto.SMALL)]
+    for element, size, violations in [
+        ("fp32", 16, False),
+        ("fp32", 32, True),
+        ("fp32", pareto.SMALL, False),
+        ("fp64", pareto.SMALL, False),
+        ("fp64", pareto.SMALL, True),
+    ]
 ]
 BLOCKS = [
     _sort(
-        f"block_kernel-{element}-m{m}-{block}-{targets}",
+        f"block_kernel-{columns}-{block}-{targets}",
         pareto.block_kernel,
         128,
-        element,
-        pareto.OPTIONS,
+        "fp32",
+        pareto.TILE_OPTIONS,
         BLOCK=block,
         TARGETS=targets,
-        PAIRS=pareto.PAIRS,
+        SOURCES=pareto.SOURCES,
         SETTLED=pareto.SETTLED,
-        M=m,
+        COLUMNS=columns,
     )
-    for element in ("fp32", "fp64")
-    for m, block, targets in [
-        (0, pareto.BLOCK, pareto.TARGETS),
-        (0, pareto.BLOCK, pareto.MANY_TARGETS),
-        (2, pareto.BLOCK, pareto.TARGETS),
-        (3, pareto.BLOCK, pareto.MANY_TARGETS),
-        (3, 128, 128),
-        (pareto.UNROLLED, pareto.BLOCK, pareto.MANY_TARGETS),
+    for columns in range(pareto.UNROLLED)
+    for block, targets in [(pareto.BLOCK, pareto.TARGETS), (128, 128)]
+]
+WINDOWS = [
+    _sort(
+        f"{kernel.fn.__name__}-{columns}",
+        kernel,
+        128,
+        "fp32",
+        pareto.TILE_OPTIONS,
+        absent=("lows_ptr",) if columns in (1, 2) else ("table_ptr",),
+        BUCKETS=pareto.BUCKETS,
+        BUCKET=pareto.WINDOW // pareto.BUCKETS,
+        SOURCES=pareto.SOURCES,
+        TABLE=columns in (1, 2),
+        **constants,
+    )
+    for kernel, columns, constants in [
+        (pareto.bucket_kernel, 2, {}),
+        (pareto.bucket_kernel, 3, {}),
+        *[
+            (pareto.window_kernel, columns, {"TARGETS": pareto.FEW_TARGETS, "COLUMNS": columns})
+            for columns in range(pareto.UNROLLED)
+        ],
     ]
 ]
-ORDERED = [
-    _sort("columns_kernel", pareto.columns_kernel, 96, "fp64", pareto.OPTIONS, MAXIMIZE=True, SIZE=pareto.ROWS),
-    _sort("gather_kernel", pareto.gather_kernel, 96, "fp64", pareto.OPTIONS, SIZE=pareto.ROWS),
+DOMINANCE = [
+    _sort(
+        f"pair_kernel-{element}-{m}-relation{relation}{'-count' if count else ''}",
+        pareto.pair_kernel,
+        168,
+        element,
+        pareto.PAIR_OPTIONS,
+        MAXIMIZE=maximize,
+        RELATION=relation,
+        COUNT=count,
+        OWN=own,
+        CHUNK=pareto.CHUNK,
+        TARGETS=pareto.FEW_TARGETS,
+        SOURCES=pareto.SOURCES,
+        M=m,
+    )
+    for element, m in [("fp32", 2), ("fp32", 3), ("fp64", 3), ("fp32", 0), ("fp64", 0)]
+    for relation, count, own, maximize in [(0, True, True, False), (2, False, True, True), (1, False, False, False)]
 ]
-CASES = [*GROUPED, *DECOUPLED, *CHUNKED, STANDARDIZED, *SELECTED, *ROWS, *SMALL, *BLOCKS, *ORDERED]
+ORDERED = [
+    _sort(kernel.fn.__name__, kernel, 96, "fp64", pareto.OPTIONS, SIZE=pareto.ROWS, **constants)
+    for kernel, constants in [
+        (pareto.columns_kernel, {"MAXIMIZE": True}),
+        (pareto.number_kernel, {}),
+        (pareto.fresh_kernel, {}),
+        (pareto.distinct_kernel, {}),
+        (pareto.level_kernel, {}),
+        (pareto.rank_kernel, {}),
+    ]
+]
+BEST = [
+    *[
+        _best(
+            f"best_kernel-{element}-kind{kind}-{m}{'-rows' if rows else ''}",
+            indicators.best_kernel,
+            168,
+            element,
+            rows,
+            KIND=kind,
+            QUERIES=indicators.QUERIES,
+            POINTS=indicators.POINTS,
+            M=m,
+        )
+        for element, rows, m in [
+            ("fp64", True, indicators.UNROLLED),
+            ("fp32", True, 0),
+            ("fp32", False, indicators.UNROLLED),
+        ]
+        for kind in range(indicators.KINDS)
+    ],
+    _best("join_kernel", indicators.join_kernel, 64, "fp32", True, NEGATED=True, SIZE=indicators.JOINED),
+]
+PARETO = [*SMALL, *BLOCKS, *WINDOWS, *DOMINANCE, *ORDERED, *BEST]
+CASES = [*GROUPED, *DECOUPLED, *CHUNKED, STANDARDIZED, *SELECTED, *ROWS, *PARETO]
 
 
 def compile_kernel(case: Case, architecture: int) -> Any:
@@ -282,7 +373,7 @@ def test_kernel_fits(case: Case, architecture: int, tmp_path: Path) -> None:
 def test_every_kernel_has_a_case() -> None:
     kernels = {
         function
-        for module in (advantages, tokens, pareto)
+        for module in (advantages, tokens, pareto, indicators)
         for name, function in vars(module).items()
         if name.endswith("_kernel")
     }

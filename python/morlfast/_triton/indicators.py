@@ -5,9 +5,9 @@ row, in registers; a second launch joins the shares. Shares are more than one on
 GPU, and depend on shapes alone, so results repeat bit for bit.
 
 Floor: W n m terms of two or three float64 operations, whatever the dtype: float32 is widened, as on the CPU, so that
-the lowest row of equal values is the same one there. 64 a clock and multiprocessor where float64 runs at half of
-float32's rate (8.0, 9.0, 10.0), 2 on other chips. Points are read once for each tile of QUERIES queries, mostly from the
-second-level cache; scratch is 16 bytes for each query and share.
+the lowest row of equal values is the same one there. At least 32 operations a clock and multiprocessor on 8.0, 9.0 and
+10.0, 2 on other chips. Each tile of QUERIES queries reads all points, mostly from the second-level cache; scratch
+is 16 bytes for each query and share.
 """
 
 # Compile-time arguments are capitals, and kernels are typed by Triton alone.

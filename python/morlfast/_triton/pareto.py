@@ -22,9 +22,9 @@ Work of m = 3: n WINDOW / 2 pairs within windows and, with two axes of about one
 2 n^2 / BUCKETS past them. For n = 10^6 that is 8e9 + 3e10 pairs of 2 comparisons instead of 5e11; at 6 instructions a
 pair and 64 a clock and multiprocessor, about 20 ms on 132 of them at 1.7 GHz. m > 3: at most n^2 / 2 pairs of m - 1
 comparisons, half of them skipped where objectives are independent. Steps that wait for each other: n / BLOCK launches,
-each as long as its first program takes to settle a block (BLOCK^2 pairs of one multiprocessor, about 5 us, and
-the fixpoints), and 2 for each window: for n = 10^6 about 4,000, 30 ms or more. Memory O(n m). Before that a sort of each
-objective, about m / 2 sorts of pairs of them and, for n > WINDOW, two sorts of each of the one or two axes.
+each as long as its first program takes to settle a block (BLOCK^2 pairs on one multiprocessor, about 5 us, and the
+fixpoints), and 2 for each window; for n = 10^6 about 4,000 in all, 30 ms or more. Memory O(n m). Before that a sort of
+each objective, about m / 2 sorts of pairs of them and, for n > WINDOW, two sorts of each of the one or two axes.
 
 m = 1 is the lexicographic order alone. m = 2 takes the same way with one axis: patience sorting, O(n log n) on the CPU,
 is a chain of n steps, which blocks shorten to n / BLOCK.
@@ -443,7 +443,7 @@ def bucket_kernel(
     ranks_ptr,  # [fronts, padded] int32
     source_ranks_ptr,  # [fronts, axes, BUCKETS * BUCKET] int32, in the order of the sources
     tops_ptr,  # [fronts, axes, BUCKETS] int32, 1 + the highest rank in each bucket
-    table_ptr,  # [fronts, BUCKETS, BUCKETS] int32, that up to the end of each bucket of the last axis
+    table_ptr,  # [fronts, axes, BUCKETS, BUCKETS] int32, that up to the end of each bucket of the last axis
     padded,
     axes,
     columns,
@@ -478,8 +478,7 @@ def bucket_kernel(
                 raises = tl.maximum(raises, tl.where(below, rank[:, None] + 1, 0))
         tl.store(tops_ptr + row * BUCKETS + bucket, tl.max(top, axis=0))
         if TABLE:
-            if row % axes == 0:
-                tl.store(table_ptr + (front * BUCKETS + bucket) * BUCKETS + end, tl.max(raises, axis=0))
+            tl.store(table_ptr + (row * BUCKETS + bucket) * BUCKETS + end, tl.max(raises, axis=0))
 
 
 @triton.jit(do_not_specialize=["padded", "axes", "columns", "front_stride", "start", "tiles"])
@@ -490,7 +489,7 @@ def window_kernel(
     lows_ptr,  # [fronts, axes, columns, padded / BUCKET] int32, the lower corner of each bucket
     source_ranks_ptr,  # [fronts, axes, BUCKETS * BUCKET] int32
     tops_ptr,  # [fronts, axes, BUCKETS] int32
-    table_ptr,  # [fronts, BUCKETS, BUCKETS] int32
+    table_ptr,  # [fronts, axes, BUCKETS, BUCKETS] int32
     counts_ptr,  # [fronts] int32
     ranks_ptr,  # [fronts, padded] int32
     padded,
@@ -536,7 +535,7 @@ def window_kernel(
         if TABLE:
             first = tl.min(tl.where(after, below, BUCKETS), axis=0)
             if axis == 0:
-                entry = table_ptr + (front * BUCKETS + bucket[None, :]) * BUCKETS + bucket[:, None]
+                entry = table_ptr + (row * BUCKETS + bucket[None, :]) * BUCKETS + bucket[:, None]
                 raises = tl.max(tl.load(entry, mask=bucket[None, :] < first, other=0), axis=1)
                 last_axis = sources_ptr + (axes * columns - 1) * padded
                 limit = tl.load(last_axis + (bucket + 1) * BUCKET - 1)
@@ -670,10 +669,9 @@ class _Windows:
         self.sources = columns[:, None].expand(shape).gather(3, self.order[:, :, None].expand(shape))
         bucket = WINDOW // BUCKETS
         self.lows = None if self.table else self.sources.view(*shape[:3], padded // bucket, bucket).amin(4)
-        options = {"dtype": torch.int32, "device": columns.device}
-        self.source_ranks = torch.empty((fronts, self.axes, WINDOW), **options)
-        self.tops = torch.empty((fronts, self.axes, BUCKETS), **options)
-        self.highest = torch.empty((fronts, BUCKETS, BUCKETS), **options) if self.table else None
+        self.source_ranks = torch.empty((fronts, self.axes, WINDOW), dtype=torch.int32, device=columns.device)
+        self.tops = self.source_ranks.new_empty((fronts, self.axes, BUCKETS))
+        self.highest = self.source_ranks.new_empty((fronts, self.axes, BUCKETS, BUCKETS)) if self.table else None
 
     def raise_past(self, start: int) -> None:
         """Raises all points past the settled window at `start`."""
