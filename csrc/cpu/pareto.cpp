@@ -163,6 +163,7 @@ template <class T, class Body>
 void for_each_set(const PointSets<T>& sets, const Body& body) {
   check_sets(sets);
   const int64_t batch = sets.points.batch, n = sets.points.n;
+  if (n == 0) return;  // however many sets there are
   parallel_for(batch, batch * n >= kParallelPoints, [&](int64_t b) {
     const Workspace<Scratch> scratch(n <= kKeptRows);
     body(b, *scratch);
@@ -242,6 +243,7 @@ void is_dominated_by(const PointsView<T>& points, const PointSets<T>& others, bo
   const PointSets<T> own{points, nullptr, others.maximize, others.nan};
   check_sets(own);
   check_sets(others);
+  if (n == 0) return;
   parallel_for(points.batch, points.batch * n * others.points.n >= kParallelPoints * 16, [&](int64_t b) {
     const Workspace<Scratch> scratch(n + others.points.n <= kKeptRows);
     ComparableRows& set = scratch->set;

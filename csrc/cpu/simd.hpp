@@ -13,8 +13,8 @@ struct SimdTable {
   void (*and_words)(uint64_t* target, const uint64_t* source, int64_t words);
   /// The first word in which a and b have a common bit; `words` if there is none.
   int64_t (*first_common_word)(const uint64_t* a, const uint64_t* b, int64_t words);
-  /// The largest of 0 and above[i] over the points i < count of columns (m, stride) that are nowhere worse than
-  /// `point`, whose objectives lie point_stride apart.
+  /// The largest of 0 and above[i] over the points i < count of columns (m, stride) that are nowhere worse than `point`,
+  /// whose objectives lie point_stride apart. Reads up to 7 points more, where `above` has to be 0.
   int64_t (*largest_dominator)(const double* columns, int64_t m, int64_t stride, int64_t count, const double* point,
                                int64_t point_stride, const int64_t* above);
   /// How many of the points i < count are nowhere worse than `point`.

@@ -34,8 +34,9 @@ int64_t largest_dominator(const double* columns, int64_t m, int64_t stride, int6
                           const double* __restrict point, int64_t point_stride, const int64_t* above) {
   constexpr int64_t kPiece = 64;
   int64_t largest = 0;
-  for (int64_t start = 0; start < count; start += kPiece) {
-    const int64_t size = count - start < kPiece ? count - start : kPiece;
+  const int64_t whole = (count + 7) / 8 * 8;  // in vectors
+  for (int64_t start = 0; start < whole; start += kPiece) {
+    const int64_t size = whole - start < kPiece ? whole - start : kPiece;
     int64_t found[kPiece];
     for (int64_t i = 0; i < size; ++i) found[i] = above[start + i];
     for (int64_t k = 0; k < m; ++k) {

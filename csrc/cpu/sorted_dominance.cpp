@@ -10,16 +10,26 @@
 namespace morlfast {
 namespace {
 
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// Up to here all of an ascending list is compared, in whole vectors with infinity behind the last: no branch to
+// mispredict.
+constexpr size_t kScanned = 256, kPadding = 8;
+
 // m = 2: front k's latest point has its smallest second objective, and these grow with k.
 void rank_2(const double* z, int64_t n, int32_t* ranks) {
-  std::vector<double> latest;
+  std::vector<double> latest(kPadding, kInfinity);
+  size_t fronts = 0;
   for (int64_t i = 0; i < n; ++i) {
     const double y = z[2 * i + 1];
-    const auto front = std::upper_bound(latest.begin(), latest.end(), y) - latest.begin();
-    if (front == static_cast<int64_t>(latest.size()))
-      latest.push_back(y);
-    else
-      latest[front] = y;
+    size_t front;
+    if (fronts <= kScanned) {
+      const int64_t count = simd().count_up_to(latest.data(), static_cast<int64_t>(latest.size()), y);
+      front = std::min(static_cast<size_t>(count), fronts);
+    } else {
+      front = std::upper_bound(latest.begin(), latest.begin() + fronts, y) - latest.begin();
+    }
+    if (front == fronts && ++fronts > latest.size()) latest.resize(latest.size() + kPadding, kInfinity);
+    latest[front] = y;
     ranks[i] = static_cast<int32_t>(front);
   }
 }
@@ -27,7 +37,7 @@ void rank_2(const double* z, int64_t n, int32_t* ranks) {
 /// Steps of a staircase, at most kCapacity: a ascending, b descending.
 class Steps {
  public:
-  static constexpr size_t kCapacity = 256;
+  static constexpr size_t kCapacity = kScanned;
 
   size_t size() const { return size_; }
   double a(size_t i) const { return a_[i]; }
@@ -41,7 +51,7 @@ class Steps {
 
   void insert(size_t at, double a, double b) {
     if (size_ == a_.size()) {
-      a_.resize(std::max<size_t>(2 * size_, kPadding), std::numeric_limits<double>::infinity());
+      a_.resize(std::max<size_t>(2 * size_, kPadding), kInfinity);
       b_.resize(a_.size());
     }
     std::copy_backward(a_.begin() + at, a_.begin() + size_, a_.begin() + size_ + 1);
@@ -57,8 +67,7 @@ class Steps {
 
   void erase(size_t first, size_t last) {
     if (first == last) return;
-    std::fill(std::copy(a_.begin() + last, a_.begin() + size_, a_.begin() + first), a_.begin() + size_,
-              std::numeric_limits<double>::infinity());
+    std::fill(std::copy(a_.begin() + last, a_.begin() + size_, a_.begin() + first), a_.begin() + size_, kInfinity);
     std::copy(b_.begin() + last, b_.begin() + size_, b_.begin() + first);
     size_ -= last - first;
   }
@@ -75,7 +84,6 @@ class Steps {
   }
 
  private:
-  static constexpr size_t kPadding = 8;  // whole vectors, infinity behind the last step
   std::vector<double> a_, b_;
   size_t size_ = 0;
 };
@@ -163,6 +171,8 @@ void rank_3(const double* z, int64_t n, int32_t* ranks) {
   }
 }
 
+// What kernels read behind the last point.
+constexpr int64_t kBehind = 8;
 // So few points are compared pair by pair, in vectors.
 constexpr int64_t kFewPoints = 256;
 // Words of the bitsets of one step of the conquest: half a second-level cache of a megabyte.
@@ -188,7 +198,7 @@ class Conquest {
   Conquest(SortedDominance& buffers, int64_t n, int64_t objectives, const int32_t* weight, int64_t stop_after,
            int32_t* values)
       : buffers_(buffers), n_(n), objectives_(objectives), weight_(weight), stop_after_(stop_after), values_(values) {
-    buffers_.above_.resize(n);
+    buffers_.above_.assign(n + kBehind, 0);
     if (stop_after_ > 0) {
       buffers_.settled_.assign(n, 0);
       limit_ = static_cast<int32_t>(n - 1);
@@ -456,7 +466,7 @@ class Conquest {
 };
 
 void SortedDominance::load_columns(const double* points, int64_t n, int64_t m, int64_t columns) {
-  columns_.assign(columns * n, 0);
+  columns_.assign(columns * n + kBehind, 0);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t k = 1; k < m; ++k) columns_[(k - 1) * n + i] = points[i * m + k];
 }
