@@ -118,6 +118,28 @@ def test_sort(n: int, m: int, dtype: torch.dtype) -> None:
             same(morlfast.non_dominated_sort, points, maximize=maximize, nan="worst")
 
 
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("n", [40, 300, 40_000])
+def test_sort_with_constraints_lengths_and_early_stop(n: int, m: int) -> None:
+    options: dict[str, Any] = {"maximize": False, "nan": "worst"}
+    lengths = torch.tensor([0, n // 2, n])
+    for points in (torch.rand(3, n, m), picks([0.0, 1.0, 2.0, NAN], 3, n, m, dtype=torch.float64)):
+        same(morlfast.non_dominated_sort, points, lengths=lengths, **options)
+        same(morlfast.non_dominated_sort, points, stop_after=n // 3, **options)
+        for violations in (picks([0.0, -1.0, 0.5, INF, NAN], 3, n), torch.rand(3, n)):
+            same(morlfast.non_dominated_sort, points, constraints=violations, lengths=lengths, **options)
+
+
+# One window of sources after the other: along one axis, two, and by their corners.
+@pytest.mark.parametrize("m", [2, 3, 4])
+def test_sort_of_many_windows(m: int) -> None:
+    uniform = torch.rand(100_000, m, dtype=torch.float64)
+    simplex = uniform / uniform.sum(-1, keepdim=True)
+    chains = torch.rand(50_000, 1) + 1e-3 * torch.rand(50_000, m)
+    for points in (uniform, simplex, chains, picks([0.0, 1.0, 2.0, 3.0], 60_000, m), torch.rand(2, 33_000, m)):
+        same(morlfast.non_dominated_sort, points, maximize=False)
+
+
 def test_sort_of_large_fronts() -> None:
     same(morlfast.non_dominated_sort, torch.rand(20_000, 3), maximize=False)
     same(morlfast.non_dominated_sort, torch.rand(70_000, 3), maximize=True)
@@ -140,11 +162,66 @@ def test_a_million_points_fit() -> None:
     assert (first == 0).all()
 
 
+# Every combination compiles kernels of its own.
+@pytest.mark.parametrize(
+    ("m", "dtype"), [(1, torch.float32), (3, torch.float32), (3, torch.float64), (12, torch.float32)], ids=str
+)
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 3000])
+def test_dominance(n: int, m: int, dtype: torch.dtype) -> None:
+    odd = [-INF, -1.0, -0.0, 0.0, 1.0, INF, NAN]
+    for points in (torch.rand(3, n, m, dtype=dtype), picks(odd, 3, n, m, dtype=dtype)):
+        others = torch.cat([points, picks(odd, 3, 50, m, dtype=dtype)], 1)
+        for lengths in (None, torch.tensor([0, n // 2, n])):
+            options: dict[str, Any] = {"maximize": m == 3, "lengths": lengths, "nan": "worst"}
+            same(morlfast.dominance_counts, points, **options)
+            for flag in (False, True):
+                same(morlfast.is_non_dominated, points, deduplicate=flag, **options)
+                same(morlfast.is_dominated_by, points, others, weakly=flag, **options)
+
+
+def test_dominance_of_large_sets() -> None:
+    simplex = torch.rand(30_000, 3, dtype=torch.float64)
+    simplex /= simplex.sum(-1, keepdim=True)
+    for points in (torch.rand(30_000, 3), simplex):
+        same(morlfast.is_non_dominated, points, maximize=False)
+        same(morlfast.dominance_counts, points, maximize=True)
+
+
+@pytest.mark.parametrize("kind", range(6))
+@pytest.mark.parametrize(
+    ("sets", "count", "n", "m", "dtype"),
+    [
+        (3, 5, 3000, 2, torch.float32),
+        (1, 5000, 1, 2, torch.float32),
+        (2, 7, 0, 2, torch.float32),
+        (1, 1, 70_000, 3, torch.float64),
+        (40, 33, 65, 5, torch.float64),
+    ],
+    ids=str,
+)
+def test_best_points(sets: int, count: int, n: int, m: int, kind: int, dtype: torch.dtype) -> None:
+    best_points = torch.ops.morlfast.best_points.default
+    odd = [-INF, -1.0, -0.0, 0.0, 1.0, INF, NAN]
+    for queries, points in (
+        (torch.rand(sets, count, m, dtype=dtype) + 0.5, torch.rand(sets, n, m, dtype=dtype) + 0.5),
+        (picks(odd, sets, count, m, dtype=dtype), picks(odd, sets, n, m, dtype=dtype)),
+    ):
+        for lengths in (None, torch.randint(0, n + 1, (sets,))):
+            expected = best_points(queries, points, kind, lengths, True)
+            counted = None if lengths is None else lengths.cuda()
+            result = best_points(queries.cuda(), points.cuda(), kind, counted, True)
+            torch.testing.assert_close([x.cpu() for x in result], list(expected), rtol=0, atol=0, equal_nan=True)
+
+
+def best_value(queries: Tensor, points: Tensor) -> Tensor:
+    return torch.ops.morlfast.best_points.default(queries, points, 2)[0]
+
+
 def calls() -> list[tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]]:
     """Every path with launches of its own, on CUDA tensors."""
     rewards, ids = torch.randn(64, 3).cuda(), torch.randint(5, (64,)).cuda()
     tokens = (torch.randn(64).cuda(), torch.rand(64, 3000).cuda(), (torch.rand(64, 3000) < 0.7).cuda(), 0.2)
-    sort = morlfast.non_dominated_sort
+    sort, sizes = morlfast.non_dominated_sort, torch.tensor([600, 900]).cuda()
     return [
         *[
             (morlfast.group_advantages, (rewards, *size), {"method": method, "scale": "batch", **group})
@@ -158,6 +235,13 @@ def calls() -> list[tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]
         (sort, (torch.rand(7, 40, 3).cuda(),), {"maximize": True}),
         (sort, (torch.rand(2, 1000, 3).cuda(),), {"maximize": False}),
         (sort, (torch.rand(1000, 1).cuda(),), {"maximize": False}),
+        (sort, (torch.rand(40_000, 3).cuda(),), {"maximize": False}),
+        (sort, (torch.rand(2, 1000, 3).cuda(),), {"maximize": False, "constraints": torch.rand(2, 1000).cuda()}),
+        (sort, (torch.rand(2, 1000, 3).cuda(),), {"maximize": False, "stop_after": 500, "lengths": sizes}),
+        (morlfast.is_non_dominated, (torch.rand(2, 3000, 3).cuda(),), {"maximize": False, "lengths": sizes}),
+        (morlfast.dominance_counts, (torch.rand(2, 3000, 3).cuda(),), {"maximize": False, "lengths": sizes}),
+        (morlfast.is_dominated_by, (torch.rand(2, 300, 3).cuda(), torch.rand(2, 3000, 3).cuda()), {"maximize": False}),
+        (best_value, (torch.rand(2, 100, 3).cuda(), torch.rand(2, 3000, 3).cuda()), {}),
     ]
 
 
@@ -222,16 +306,22 @@ def test_repeats_bit_for_bit_and_leaves_inputs_unchanged() -> None:
 
 
 def test_new_sizes_compile_nothing() -> None:
-    from morlfast._triton import advantages, pareto, tokens
+    from morlfast._triton import advantages, indicators, pareto, tokens
 
-    kernels = (advantages.baseline_kernel, tokens.histogram_kernel, tokens.row_kernel, pareto.block_kernel)
+    kernels = (
+        *(advantages.baseline_kernel, tokens.histogram_kernel, tokens.row_kernel, pareto.block_kernel),
+        *(pareto.rank_kernel, pareto.window_kernel, pareto.pair_kernel, indicators.best_kernel),
+    )
 
     def run(n: int) -> int:
         morlfast.group_advantages(torch.randn(n * 8, device="cuda"), 8)
         score = torch.rand(n, 3000 + n, device="cuda")
         for scope in ("batch", "sequence"):
             morlfast.select_tokens(score[:, 0], score, score > 0.2, 0.5, scope=scope)
-        morlfast.non_dominated_sort(torch.rand(1000 + n, 3, device="cuda"), maximize=False)
+        for points in (torch.rand(1000 + n, 3, device="cuda"), torch.rand(40_000 + n, 3, device="cuda")):
+            morlfast.non_dominated_sort(points, maximize=False)
+            morlfast.dominance_counts(points, maximize=False)
+            best_value(points[: n + 1], points)
         return sum(len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels)
 
     compiled = run(16)
