@@ -93,14 +93,17 @@ def crowding_distance(
     points = _as_points(points).detach()
     if variant not in get_args(CrowdingVariant):
         raise ValueError(f"variant: expected one of {', '.join(get_args(CrowdingVariant))}, got {variant!r}")
-    counts, _ = _rows(points, lengths, mask, nan)
-    fronts = torch.zeros(points.shape[:-1], dtype=torch.int64, device=points.device)
-    if ranks is not None:
+    counts, raises = _rows(points, lengths, mask, nan)
+    if ranks is None:
+        if raises and lengths is None and mask is None:
+            return _crowding(points, variant).to(points.dtype)
+        fronts = torch.zeros(points.shape[:-1], dtype=torch.int64, device=points.device)
+    else:
         fronts = as_integers(ranks, "ranks", "points", points).to(torch.int64)
         if fronts.shape != points.shape[:-1]:
             raise ValueError(f"ranks: expected shape {tuple(points.shape[:-1])}, got {tuple(fronts.shape)}")
         counts = counts & (fronts >= 0)
-    return _crowding(points, fronts, counts, variant).to(points.dtype)
+    return _crowding_in_fronts(points, fronts, counts, variant).to(points.dtype)
 
 
 def select_by_crowding(
@@ -171,22 +174,27 @@ def select_by_crowding(
 
 def rows_left_by_crowding(points: Tensor, k: int) -> Tensor:
     """k rows of one front (n, m), ascending: the least distance leaves, and distances are taken anew, n - k times."""
-    n = points.shape[0]
+    n, m = points.shape
     values, order = torch.sort(points.double().mT, dim=-1, stable=True)
-    left = torch.ones(n, dtype=torch.bool, device=points.device)
+    left = torch.zeros(n, dtype=torch.float64, device=points.device)  # inf for rows that have left
     for count in range(n, k, -1):
-        ends = torch.tensor([[0], [count - 1]], device=points.device).expand(2, count)
-        room = _room(values, ends[0], ends[1], "nsga2")
-        distances = torch.zeros((len(order), n), dtype=torch.float64, device=points.device).scatter_(-1, order, room)
-        # Rows that have left are worse than the infinite distance of those that are left.
-        row = torch.where(left, distances.sum(0).clamp(max=torch.finfo(torch.float64).max), math.inf).argmin()
-        left[row] = False
+        room = torch.zeros((m, n), dtype=torch.float64, device=points.device)
+        distances = room.scatter_(-1, order, _room_in_one_front(values, "nsga2")).sum(0)
+        # What has left is worse than an infinite distance.
+        row = (distances.clamp_(max=torch.finfo(torch.float64).max) + left).argmin()
+        left[row] = math.inf
         stays = order != row
-        values, order = values[stays].view(-1, count - 1), order[stays].view(-1, count - 1)
-    return left.nonzero().squeeze(-1)
+        values, order = values[stays].view(m, count - 1), order[stays].view(m, count - 1)
+    return (left == 0).nonzero().squeeze(-1)
 
 
-def _crowding(points: Tensor, fronts: Tensor, counts: Tensor, variant: CrowdingVariant) -> Tensor:
+def _crowding(points: Tensor, variant: CrowdingVariant) -> Tensor:
+    """float64 distances (..., n) where all points are one front."""
+    values, order = torch.sort(points.double().mT, dim=-1, stable=True)
+    return _distances(_room_in_one_front(values, variant), order, variant)
+
+
+def _crowding_in_fronts(points: Tensor, fronts: Tensor, counts: Tensor, variant: CrowdingVariant) -> Tensor:
     """float64 distances (..., n); rows of one number in `fronts` are a front, those that do not count are in none."""
     if points.shape[-2] == 0:
         return points.new_empty(points.shape[:-1], dtype=torch.float64)
@@ -195,30 +203,46 @@ def _crowding(points: Tensor, fronts: Tensor, counts: Tensor, variant: CrowdingV
     order = torch.sort(values, dim=-1, stable=True).indices
     front_of = fronts[..., None, :].expand_as(order).gather(-1, order)
     order = order.gather(-1, torch.sort(front_of, dim=-1, stable=True).indices)
+    values = values.gather(-1, order)
     fronts = torch.sort(fronts, dim=-1).values  # the same for every objective: so is where a front begins and ends
-    first = torch.searchsorted(fronts, fronts)
-    last = torch.searchsorted(fronts, fronts, right=True) - 1
-    room = _room(values.gather(-1, order), first[..., None, :], last[..., None, :], variant)
-    distances = torch.empty_like(room).scatter_(-1, order, room).sum(-2)
-    if variant == "pymoo":
-        distances = distances / points.shape[-1]
-    return torch.where(counts, distances, -math.inf)
-
-
-def _room(values: Tensor, first: Tensor, last: Tensor, variant: CrowdingVariant) -> Tensor:
-    """Share of its front's range that each of the sorted values (..., m, n) has; its front is at first..last."""
+    first = torch.searchsorted(fronts, fronts)[..., None, :]
+    last = torch.searchsorted(fronts, fronts, right=True)[..., None, :] - 1
     position = torch.arange(values.shape[-1], device=values.device)
-    at_end = (position == first) | (position == last)
-    lower, upper = values.gather(-1, first.expand_as(values)), values.gather(-1, last.expand_as(values))
-    previous, following = values.roll(1, -1), values.roll(-1, -1)
-    gap = torch.where(previous == following, 0, following - previous)  # inf - inf
-    share = torch.where(gap.isinf(), 1, gap / (upper - lower + (1e-8 if variant == "pcn" else 0)))
-    share = torch.where(lower == upper, 0, share)
+    room = _room(
+        values,
+        lower=values.gather(-1, first.expand_as(values)),
+        upper=values.gather(-1, last.expand_as(values)),
+        at_end=(position == first) | (position == last),
+        are_few=last - first <= 1,
+        variant=variant,
+    )
+    return torch.where(counts, _distances(room, order, variant), -math.inf)
+
+
+def _room_in_one_front(values: Tensor, variant: CrowdingVariant) -> Tensor:
+    n = values.shape[-1]
+    at_end = torch.zeros(n, dtype=torch.bool, device=values.device)
+    at_end[:1] = at_end[-1:] = True
+    return _room(values, values[..., :1], values[..., -1:], at_end, n <= 2, variant)
+
+
+def _room(
+    values: Tensor, lower: Tensor, upper: Tensor, at_end: Tensor, are_few: Tensor | bool, variant: CrowdingVariant
+) -> Tensor:
+    """Share that each of the sorted values (..., m, n) has of the range of its front, lower..upper."""
+    gap = values.roll(-1, -1) - values.roll(1, -1)
+    span = upper - lower + 1e-8 if variant == "pcn" else upper - lower
+    share = torch.where(gap.isinf(), 1.0, (gap / span).nan_to_num(0.0))  # NaN: inf - inf, or a constant objective
     if variant == "pcn":
-        return torch.where(at_end, 1, share)
-    if variant != "c-morl":
-        at_end = at_end & ((lower != upper) | (last - first <= 1))
-    return torch.where(at_end, math.inf, share)
+        return torch.where(at_end, 1.0, share)
+    if variant == "c-morl":
+        return torch.where(at_end, math.inf, share)
+    return torch.where(at_end, torch.where((lower != upper) | are_few, math.inf, 0.0), share)
+
+
+def _distances(room: Tensor, order: Tensor, variant: CrowdingVariant) -> Tensor:
+    distances = torch.empty_like(room).scatter_(-1, order, room).sum(-2)
+    return distances / room.shape[-2] if variant == "pymoo" else distances
 
 
 def _first_of_equal_rows(points: Tensor) -> Tensor:

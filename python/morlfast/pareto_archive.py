@@ -136,14 +136,13 @@ class ParetoArchive:
         """
         rows = self._as_rows(points)
         q = len(rows)
-        if payload is None:
-            own = torch.arange(self._inserted, self._inserted + q, device=rows.device)
-        else:
-            own = as_integers(payload, "payload", "the archive", self._payload).to(torch.int64)
-            if own.shape != (q,):
-                raise ValueError(f"payload: expected shape ({q},), one integer a point, got {tuple(own.shape)}")
+        if payload is not None:
+            payload = as_integers(payload, "payload", "the archive", self._payload).to(torch.int64)
+            if payload.shape != (q,):
+                raise ValueError(f"payload: expected shape ({q},), one integer a point, got {tuple(payload.shape)}")
         raises = nan_raises(self._nan, rows)
         candidates = _ops.is_non_dominated(rows, self._sense, raises, None, True).nonzero().squeeze(-1)
+        first = self._inserted
         self._inserted += q
         held = self._points[: self._size]
         if self._size > 0 and len(candidates) > 0:
@@ -154,7 +153,7 @@ class ParetoArchive:
             return is_in
         new = rows[candidates]
         self._keep((~_ops.is_dominated_by(held, new, self._sense, False)).nonzero().squeeze(-1))
-        self._append(new, own[candidates])
+        self._append(new, first + candidates if payload is None else payload[candidates])
         left = self._pruned()
         if left is None:
             is_in[candidates] = True
