@@ -308,7 +308,9 @@ class LinearSupport:
         """Epsilon plus what rounding of the values can promise."""
         if self.epsilon is None:
             return -math.inf
-        return self.epsilon + 1e-9 * float(torch.stack(self.ccs).abs().max())
+        values, _ = self._sets()
+        spread = float((values.amax(0) - values.amin(0)).max())
+        return self.epsilon + 1e-9 * spread + 1e-12 * float(values.abs().max())
 
     def _was_visited(self, corners: Tensor) -> Tensor:
         differences = (corners[:, None] - torch.stack(self.visited_weights)).abs().amax(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -562,8 +562,8 @@ def psa_weights(
         raise ValueError(f"values: expected {weights.shape[-2]} rows, one for each weight, got {values.shape[-2]}")
     if archive.shape[-2] == 0:
         return _normalized(weights)
-    maximized, own, _ = as_minimization(values.double(), maximize)
-    _, known, _ = as_minimization(archive.double(), maximize)
+    maximized, own, _ = as_minimization(values.detach().double(), maximize)
+    _, known, _ = as_minimization(archive.detach().double(), maximize)
     squared = _squared_distances(own, known)
     counts = squared > threshold  # not for NaN
     if archive_lengths is not None:
@@ -662,7 +662,7 @@ def awa_weights(
     if changes <= 0:
         return AdaptedWeights(weights.clone(), archive_rows)
 
-    own, known = values.double(), archive.double()
+    own, known = values.detach().double(), archive.detach().double()
     between = _apart(own, own).fill_diagonal_(math.inf)
     left = torch.ones(n, dtype=torch.bool, device=device)
     places = []
@@ -774,7 +774,7 @@ def weight_neighbors(
     most = n if include_self else n - 1
     if not 1 <= k <= most:
         raise ValueError(f"k: expected 1 to {most} neighbours for {n} weights, got {k}")
-    rows = weights.double() + 0.0  # -0.0 becomes 0.0
+    rows = weights.detach().double() + 0.0  # -0.0 becomes 0.0
     device = weights.device
     copy_of = None
     if skip_duplicates:
@@ -788,7 +788,7 @@ def weight_neighbors(
     # Equal directions may differ by a rounding; then the squared chord, 2 (1 - cosine), orders as the cosine does.
     distances_of = _manhattan_distances if metric == "manhattan" else _squared_distances
     neighbors = torch.empty((n, k), dtype=torch.int64, device=device)
-    size = max(1, 2**21 // n)
+    size = max(1, (2**17 if device.type == "cpu" else 2**24) // n)  # what caches hold; few launches
     for start in range(0, n, size):
         own = torch.arange(start, min(start + size, n), device=device)
         distances = distances_of(rows[start : start + size], rows).nan_to_num(nan=math.inf, posinf=math.inf)
@@ -818,16 +818,19 @@ def _smallest(distances: Tensor, k: int, *, skip: bool) -> Tensor:
 
 def _squared_distances(first: Tensor, second: Tensor) -> Tensor:
     """(..., n, m) and (..., k, m) -> (..., n, k), summed over the objectives in their order; no (n, k, m) temporary."""
-    total = (first[..., :, None, 0] - second[..., None, :, 0]).square_()
-    for j in range(1, first.shape[-1]):
-        total += (first[..., :, None, j] - second[..., None, :, j]).square_()
-    return total
+    return _sum_over_objectives(first, second, torch.square)
 
 
 def _manhattan_distances(first: Tensor, second: Tensor) -> Tensor:
-    total = (first[..., :, None, 0] - second[..., None, :, 0]).abs_()
+    return _sum_over_objectives(first, second, torch.abs)
+
+
+def _sum_over_objectives(first: Tensor, second: Tensor, term: Callable[..., Tensor]) -> Tensor:
+    columns = second.mT.contiguous()
+    total = term(first[..., :1] - columns[..., :1, :])
     for j in range(1, first.shape[-1]):
-        total += (first[..., :, None, j] - second[..., None, :, j]).abs_()
+        difference = first[..., j, None] - columns[..., j, None, :]
+        total += term(difference, out=difference)
     return total
 
 
