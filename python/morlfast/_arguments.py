@@ -191,6 +191,12 @@ def as_number(value: Any, name: str) -> float:
     return float(value)
 
 
+def as_bool(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {value!r}")
+    return value
+
+
 def as_integer(value: Any, name: str) -> int:
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # type: ignore[return-value]

@@ -12,6 +12,7 @@ from torch import Tensor
 from morlfast import _ops
 from morlfast._arguments import (
     NanPolicy,
+    as_bool,
     as_float32_or_64,
     as_integer,
     as_lengths_or_mask,
@@ -168,7 +169,7 @@ def is_non_dominated(
     """
     points = _as_points(points)
     points, maximize, raises, lengths, _ = _as_sets(points, maximize, lengths, mask, nan)
-    return _ops.is_non_dominated(points, maximize, raises, lengths, bool(deduplicate))
+    return _ops.is_non_dominated(points, maximize, raises, lengths, as_bool(deduplicate, "deduplicate"))
 
 
 def filter_non_dominated(
@@ -310,7 +311,7 @@ def is_dominated_by(
     points, others = points.expand(*batch, *points.shape[-2:]), others.expand(*batch, *others.shape[-2:])
     if lengths is not None:
         lengths = lengths.expand(batch).contiguous()
-    return _ops.is_dominated_by(points, others, sense, raises, lengths, bool(weakly))
+    return _ops.is_dominated_by(points, others, sense, raises, lengths, as_bool(weakly, "weakly"))
 
 
 def _as_points(points: Any) -> Tensor:
