@@ -508,11 +508,11 @@ def spacing(
         raise ValueError(f"ddof: expected 0 or 1, got {ddof!r}")
     own = _as_set(points, lengths, mask, nan)
     counts = own.counts()
-    nearest = _nearest_neighbours(own, 1.0)
+    nearest, infinite = _finite(_nearest_neighbours(own, 1.0))
     mean = own.sum_of(nearest) / counts.clamp(min=1)
     squares = own.sum_of((nearest - mean[..., None]).square()) / (counts - ddof).clamp(min=1)
     value = torch.where(counts < 2, math.inf, _power(squares, 0.5))
-    value = torch.where(own.let_in_rows(nearest.isinf()).any(-1), math.inf, value)
+    value = torch.where(own.let_in_rows(infinite).any(-1), math.inf, value)
     return own.inf_if_empty_or_nan(value).to(own.rows.dtype)
 
 
@@ -567,7 +567,7 @@ def spread(
         return own.rows.new_full(own.rows.shape[:-2], math.inf, dtype=dtype)
     if variant == "generalized":
         parts = own._replace(rows=own.rows[..., 0])
-        distances, number = _nearest_neighbours(own, 2.0), counts
+        (distances, infinite), number = _finite(_nearest_neighbours(own, 2.0)), counts
         to_ends = _power(_best(_SQUARED_DISTANCE, own, ends), 0.5).sum(-1)
     else:
         ordered = _rows_at(own.filled(own.rows, 0), _lexicographic_order(own.filled(own.rows, math.inf)))
@@ -577,11 +577,11 @@ def spread(
         number = (counts - 1).clamp(min=0)
         between = torch.arange(n - 1, device=counts.device) < number[..., None]
         parts = own._replace(let_in=between)
-        distances = _norm(ordered[..., 1:, :] - ordered[..., :-1, :])
+        distances, infinite = _finite(_norm(ordered[..., 1:, :] - ordered[..., :-1, :]))
     mean = parts.sum_of(distances) / number.clamp(min=1)
     uneven = parts.sum_of((distances - mean[..., None]).abs())
     bottom = to_ends + number * mean
-    worst = (counts < 2) | (bottom == 0) | bottom.isinf()
+    worst = (counts < 2) | (bottom == 0) | bottom.isinf() | parts.let_in_rows(infinite).any(-1)
     value = torch.where(worst, math.inf, (to_ends + uneven) / torch.where(worst, 1, bottom))
     return ends.nan_if_nan(own.inf_if_empty_or_nan(value)).to(dtype)
 
@@ -992,6 +992,12 @@ def _nearest_neighbours(own: _Set, norm: float) -> Tensor:
         nearest.append(torch.where(out, math.inf, pairs).amin(-1))
     distances = torch.cat(nearest, -1)
     return distances if norm == 1 else _power(distances, 0.5)
+
+
+def _finite(distances: Tensor) -> tuple[Tensor, Tensor]:
+    """Infinite ones as 0, so that derivatives stay finite, and where they were."""
+    infinite = distances.isinf()
+    return torch.where(infinite, 0, distances), infinite
 
 
 def _lexicographic_order(rows: Tensor) -> Tensor:
