@@ -111,7 +111,7 @@ def test_algorithms_take_the_same_steps(library, name):
     ours, selection = library
     package = selection.__name__.partition(".")[0]
     algorithms = importlib.import_module(f"{package}.algorithms")
-    steps = 2 if name == "HypE" or (package, name) == ("evox", "NSGA3") else 8
+    steps = 1 if name == "HypE" or (package, name) == ("evox", "NSGA3") else 8
     expected = run(algorithms, name, steps=steps)
     original = selection.non_dominate_rank
     with ours.patch():
@@ -148,6 +148,8 @@ def test_constraints_are_those_of_evomo(evomo, n, m, kind, constraints):
 def test_environmental_selection_stops_where_evomo_does(evomo, n, m, kind):
     from morlfast.integrations.evomo import environmental_selection_rank
 
+    if not hasattr(evomo, "_environmental_selection_rank"):
+        pytest.skip("EvoMO before 0.3.0 does not stop")
     x = points(n, m, kind)
     cv = torch.randint(0, 3, (n,), generator=torch.Generator().manual_seed(n)).float()
     for topk in {1, max(n // 3, 1), max(n - 1, 1), n}:

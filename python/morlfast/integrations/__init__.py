@@ -49,22 +49,21 @@ class Patch:
         self._applied = False
         _holders.subtract([*map(id, self._replacements), *self._methods])
         _rebind(self._package, {new: old for old, new in self._replacements.items() if _holders[id(old)] == 0})
-        for place in self._methods:
-            if _holders[place] == 0:
-                original = _original_methods.pop(place)
+        for cls, name in self._methods:
+            if _holders[cls, name] == 0:
+                original = _original_methods.pop((cls, name))
                 if original is None:
-                    delattr(*place)
+                    delattr(cls, name)
                 else:
-                    setattr(*place, original)
+                    setattr(cls, name, original)
 
     def _apply(self) -> None:
         if not self._applied:
             self._applied = True
             _holders.update([*map(id, self._replacements), *self._methods])
         _rebind(self._package, self._replacements)
-        for place, new in self._methods.items():
-            cls, name = place
-            _original_methods.setdefault(place, vars(cls).get(name))
+        for (cls, name), new in self._methods.items():
+            _original_methods.setdefault((cls, name), vars(cls).get(name))
             setattr(cls, name, new)
 
     def __enter__(self) -> Patch:

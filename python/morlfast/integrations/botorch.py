@@ -14,7 +14,7 @@ from torch import Tensor
 import morlfast
 from morlfast.integrations import Patch, check_version
 
-CHECKED_VERSIONS = ("0.18.1",)
+CHECKED_VERSIONS = ("0.18.0", "0.18.1")
 
 
 def is_non_dominated(Y: Tensor, maximize: bool = True, deduplicate: bool = True) -> Tensor:

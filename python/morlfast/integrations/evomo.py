@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from evomo.operators import selection
 from evomo.operators.selection import non_dominate
@@ -10,7 +12,7 @@ from torch import Tensor
 import morlfast
 from morlfast.integrations import Patch, check_version
 
-CHECKED_VERSIONS = ("0.3.1",)
+CHECKED_VERSIONS = ("0.2.2", "0.3.0", "0.3.1")
 
 
 def non_dominate_rank(x: Tensor, cv: Tensor | None = None) -> Tensor:
@@ -51,13 +53,10 @@ def patch(*, any_version: bool = False) -> Patch:
     were not checked against, unless `any_version`.
     """
     check_version("evomo", CHECKED_VERSIONS, any_version)
-    return Patch(
-        "evomo",
-        {
-            selection.non_dominate_rank: non_dominate_rank,
-            non_dominate._environmental_selection_rank: environmental_selection_rank,
-        },
-    )
+    replacements: dict[Any, Any] = {selection.non_dominate_rank: non_dominate_rank}
+    if hasattr(non_dominate, "_environmental_selection_rank"):  # since 0.3.0
+        replacements[non_dominate._environmental_selection_rank] = environmental_selection_rank
+    return Patch("evomo", replacements)
 
 
 def _floating(points: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 import morlfast
 from morlfast.integrations import Patch, check_version
 
-CHECKED_VERSIONS = ("1.4.0",)
+CHECKED_VERSIONS = ("1.2.2", "1.3.0", "1.4.0")
 
 
 def non_dominate_rank(x: Tensor) -> Tensor:
