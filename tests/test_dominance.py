@@ -79,6 +79,12 @@ def test_lorenz_vectors_are_differentiable():
     assert lorenz_vectors(torch.rand(3, 2)).dtype == torch.float32
 
 
+def test_a_dominated_point_never_stays_though_sums_round_alike():
+    points = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0 + 2**-52]], dtype=F64)
+    assert torch.equal(*lorenz_vectors(points))
+    assert is_lorenz_non_dominated(points).tolist() == [False, True]
+
+
 def test_lorenz_with_nan():
     points = torch.tensor([[1.0, NAN], [0.0, 1.0]])
     with pytest.raises(ValueError, match="row 0"):

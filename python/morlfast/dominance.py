@@ -78,7 +78,7 @@ def is_lorenz_non_dominated(
         bool (..., n) on the device of ``points``; False for padding and rows with a NaN. A subset of the non-dominated
         rows. Sums are compared as float64 has them, without tolerance.
 
-    Cost: a sort of m values a point, and :func:`morlfast.is_non_dominated`.
+    Cost: a sort of m values a point, and :func:`morlfast.is_non_dominated`, twice.
 
     Raises: as :func:`morlfast.is_non_dominated`.
 
@@ -87,8 +87,11 @@ def is_lorenz_non_dominated(
     >>> is_lorenz_non_dominated(torch.tensor([[5.0, 0.0], [3.0, 2.0], [2.0, 3.0], [4.0, 1.0]]))
     tensor([False,  True,  True, False])
     """
-    vectors = lorenz_vectors(_as_points(points).detach().double())
-    return is_non_dominated(vectors, maximize=True, deduplicate=deduplicate, lengths=lengths, mask=mask, nan=nan)
+    points = _as_points(points).detach()
+    # What a point dominates has no better sums: nothing is lost, and rounding cannot keep it.
+    rows = is_non_dominated(points, maximize=True, lengths=lengths, mask=mask, nan=nan)
+    vectors = lorenz_vectors(points.double())
+    return is_non_dominated(vectors, maximize=True, deduplicate=deduplicate, mask=rows, nan="worst")
 
 
 def epsilon_boxes(
