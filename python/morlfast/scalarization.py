@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -228,7 +229,7 @@ def power_mean(values: Any, weights: Any, p: float) -> Tensor:
     [1.0, 1.6, 2.0, 2.5, 2.9155, 4.0]
     """
     p = as_number(p, "p")
-    if math.isnan(p):
+    if p != p:
         raise ValueError("p: expected a number, got NaN")
     pairs = _Pairs(values, weights)
     total = pairs.weights.sum(-1)[..., None]
@@ -236,7 +237,7 @@ def power_mean(values: Any, weights: Any, p: float) -> Tensor:
         return pairs.result(pairs.sum_of(pairs.values) / total)
     if p == 0:
         return pairs.result((_weighted_log(pairs, pairs.values) / total).exp())
-    if math.isinf(p):
+    if abs(p) > sys.float_info.max:  # infinite, also where torch.compile made p a symbol
         extreme = pairs.extreme(pairs.values if p > 0 else -pairs.values)
         extreme = torch.where(total > 0, extreme, math.nan)
         return pairs.result(extreme if p > 0 else -extreme)
@@ -292,7 +293,7 @@ def lexicographic_order(
 
     Returns:
         int64 (..., n), row indices; ``order[..., 0]`` is the lexicographic optimum. Ties go to the lowest row; -0.0
-        equals 0.0; rows with a NaN come last. m stable sorts, O(m n log n).
+        equals 0.0; rows with a NaN come last, in their order. m stable sorts, O(m n log n).
 
     Raises:
         TypeError: for a dtype that is neither float32, float64 nor an integer.
@@ -366,6 +367,7 @@ def _lexicographic_order(values: Tensor, maximize: Any, priority: Sequence[int] 
     order = torch.arange(values.shape[-2], device=values.device).expand(values.shape[:-1])
     for j in reversed(objectives):
         key = (-values[..., j] if senses[j] else values[..., j]) + 0.0  # -0.0 becomes 0.0
+        key = torch.where(is_nan, 0.0, key)
         order = order.gather(-1, key.gather(-1, order).argsort(dim=-1, stable=True))
     return order.gather(-1, is_nan.gather(-1, order).to(torch.int8).argsort(dim=-1, stable=True))
 
