@@ -15,8 +15,33 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // mispredict.
 constexpr size_t kScanned = 256, kPadding = 8;
 
+/// Ranks above the first that completes `stop_after` settled points need not be told apart; 0 tells all apart.
+class RankLimit {
+ public:
+  RankLimit(const int32_t* weight, int64_t n, int64_t stop_after, std::vector<int32_t>& settled)
+      : weight_(weight), stop_after_(stop_after), settled_(settled), limit_(static_cast<int32_t>(n - 1)) {
+    if (stop_after > 0) settled_.assign(n, 0);
+  }
+
+  int32_t value() const { return limit_; }
+
+  /// Point i has its rank.
+  void settle(int64_t i, int32_t rank) {
+    if (stop_after_ == 0 || rank > limit_) return;
+    settled_[rank] += weight_[i];
+    count_ += weight_[i];
+    while (limit_ > 0 && count_ - settled_[limit_] >= stop_after_) count_ -= settled_[limit_--];
+  }
+
+ private:
+  const int32_t* weight_;
+  int64_t stop_after_, count_ = 0;
+  std::vector<int32_t>& settled_;
+  int32_t limit_;
+};
+
 // m = 2: front k's latest point has its smallest second objective, and these grow with k.
-void rank_2(const double* z, int64_t n, int32_t* ranks) {
+void rank_2(const double* z, int64_t n, RankLimit limit, int32_t* ranks) {
   std::vector<double> latest(kPadding, kInfinity);
   size_t fronts = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -28,9 +53,11 @@ void rank_2(const double* z, int64_t n, int32_t* ranks) {
     } else {
       front = std::upper_bound(latest.begin(), latest.begin() + fronts, y) - latest.begin();
     }
+    ranks[i] = static_cast<int32_t>(front);
+    if (ranks[i] > limit.value()) continue;
     if (front == fronts && ++fronts > latest.size()) latest.resize(latest.size() + kPadding, kInfinity);
     latest[front] = y;
-    ranks[i] = static_cast<int32_t>(front);
+    limit.settle(i, ranks[i]);
   }
 }
 
@@ -147,11 +174,11 @@ class Staircase {
 };
 
 // m = 3: binary search over the fronts, binary search in a front's staircase.
-void rank_3(const double* z, int64_t n, int32_t* ranks) {
+void rank_3(const double* z, int64_t n, RankLimit limit, int32_t* ranks) {
   std::vector<Staircase> fronts;
   for (int64_t i = 0; i < n; ++i) {
     const double a = z[3 * i + 1], b = z[3 * i + 2];
-    size_t front = 0, end = fronts.size();
+    size_t front = 0, end = std::min<size_t>(fronts.size(), limit.value() + size_t{1});
     Staircase::Place place{};
     while (front < end) {
       const size_t middle = (front + end) / 2;
@@ -163,11 +190,13 @@ void rank_3(const double* z, int64_t n, int32_t* ranks) {
         place = found;
       }
     }
+    ranks[i] = static_cast<int32_t>(front);
+    if (ranks[i] > limit.value()) continue;
     if (front == fronts.size())
       fronts.emplace_back().start(a, b);
     else
       fronts[front].add(place, a, b);
-    ranks[i] = static_cast<int32_t>(front);
+    limit.settle(i, ranks[i]);
   }
 }
 
@@ -175,6 +204,8 @@ void rank_3(const double* z, int64_t n, int32_t* ranks) {
 constexpr int64_t kBehind = 8;
 // So few points are compared pair by pair, in vectors.
 constexpr int64_t kFewPoints = 256;
+// Three objectives: beyond, staircases are faster.
+constexpr int64_t kFewOfThree = 96;
 // Words of the bitsets of one step of the conquest: half a second-level cache of a megabyte.
 constexpr int64_t kRowWords = 1 << 16;
 
@@ -195,14 +226,9 @@ template <class Goal>
 class Conquest {
  public:
   /// values: 0 at first; ranks or counts in the end.
-  Conquest(SortedDominance& buffers, int64_t n, int64_t objectives, const int32_t* weight, int64_t stop_after,
-           int32_t* values)
-      : buffers_(buffers), n_(n), objectives_(objectives), weight_(weight), stop_after_(stop_after), values_(values) {
+  Conquest(SortedDominance& buffers, int64_t n, int64_t objectives, const RankLimit& limit, int32_t* values)
+      : buffers_(buffers), n_(n), objectives_(objectives), limit_(limit), values_(values) {
     buffers_.above_.assign(n + kBehind, 0);
-    if (stop_after_ > 0) {
-      buffers_.settled_.assign(n, 0);
-      limit_ = static_cast<int32_t>(n - 1);
-    }
   }
 
   void run() {
@@ -280,22 +306,13 @@ class Conquest {
       if constexpr (Goal::kCounts) {
         value += static_cast<int32_t>(simd().count_dominators(columns, objectives_, n_, p, columns + p, n_));
       } else {
-        if (value <= limit_)
+        if (value <= limit_.value())
           value = std::max(value, static_cast<int32_t>(
                                       simd().largest_dominator(columns, objectives_, n_, p, columns + p, n_, above)));
         above[p] = value + 1;
-        if (stop_after_ > 0) note_settled(first + p);
+        limit_.settle(first + p, value);
       }
     }
-  }
-
-  /// Ranks above the first that completes `stop_after` settled points need not be told apart.
-  void note_settled(int64_t i) {
-    std::vector<int32_t>& settled = buffers_.settled_;
-    if (values_[i] > limit_) return;
-    settled[values_[i]] += weight_[i];
-    settled_ += weight_[i];
-    while (limit_ > 0 && settled_ - settled[limit_] >= stop_after_) settled_ -= settled[limit_--];
   }
 
   /// Tells `targets` what `sources` mean to them, where only the first objectives are still to be compared.
@@ -315,11 +332,12 @@ class Conquest {
 
   /// Leaves out sources that rank too low to raise any target, and targets that no source can raise.
   void leave_idle(Points& sources, Points& targets, int64_t objectives) {
-    int32_t highest = -1, lowest = limit_;
+    int32_t highest = -1, lowest = limit_.value();
     for (int64_t t = 0; t < sources.size; ++t)
-      if (const int32_t value = values_[list(sources, 0)[t]]; value <= limit_) highest = std::max(highest, value);
+      if (const int32_t value = values_[list(sources, 0)[t]]; value <= limit_.value())
+        highest = std::max(highest, value);
     for (int64_t t = 0; t < targets.size; ++t) lowest = std::min(lowest, values_[list(targets, 0)[t]]);
-    const auto busy_source = [&](int32_t i) { return values_[i] >= lowest && values_[i] <= limit_; };
+    const auto busy_source = [&](int32_t i) { return values_[i] >= lowest && values_[i] <= limit_.value(); };
     const auto busy_target = [&](int32_t i) { return values_[i] <= highest; };
     const auto keep = [&](Points& points, const auto& busy) {
       const int32_t* members = list(points, 0);
@@ -457,11 +475,8 @@ class Conquest {
 
   SortedDominance& buffers_;
   int64_t n_, objectives_;
-  const int32_t* weight_;
-  int64_t stop_after_;
+  RankLimit limit_;
   int32_t* values_;
-  int64_t settled_ = 0;
-  int32_t limit_ = std::numeric_limits<int32_t>::max();
   size_t top_ = 0;
 };
 
@@ -474,11 +489,12 @@ void SortedDominance::load_columns(const double* points, int64_t n, int64_t m, i
 void SortedDominance::rank(const double* points, int64_t n, int64_t m, const int32_t* weight, int64_t stop_after,
                            int32_t* ranks) {
   if (m == 1) return std::iota(ranks, ranks + n, 0);
-  if (m == 2) return rank_2(points, n, ranks);
-  if (m == 3) return rank_3(points, n, ranks);
+  const RankLimit limit(weight, n, stop_after, settled_);
+  if (m == 2) return rank_2(points, n, limit, ranks);
+  if (m == 3 && n > kFewOfThree) return rank_3(points, n, limit, ranks);
   load_columns(points, n, m, m - 1);
   std::fill_n(ranks, n, 0);
-  Conquest<Ranking>(*this, n, m - 1, weight, stop_after, ranks).run();
+  Conquest<Ranking>(*this, n, m - 1, limit, ranks).run();
 }
 
 void SortedDominance::count(const double* points, int64_t n, int64_t m, int32_t* counts) {
@@ -486,7 +502,7 @@ void SortedDominance::count(const double* points, int64_t n, int64_t m, int32_t*
   const int64_t objectives = std::max<int64_t>(m - 1, 2);
   load_columns(points, n, m, objectives);
   std::fill_n(counts, n, 0);
-  Conquest<Counting>(*this, n, objectives, nullptr, 0, counts).run();
+  Conquest<Counting>(*this, n, objectives, RankLimit(nullptr, n, 0, settled_), counts).run();
 }
 
 }  // namespace morlfast
