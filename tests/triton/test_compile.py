@@ -231,9 +231,9 @@ BLOCKS = [
     _sort(
         f"block_kernel-{columns}-{block}-{targets}",
         pareto.block_kernel,
-        128,
+        pareto.block_options(columns)["maxnreg"],
         "fp32",
-        pareto.TILE_OPTIONS,
+        pareto.block_options(columns),
         BLOCK=block,
         TARGETS=targets,
         SOURCES=pareto.SOURCES,

@@ -48,8 +48,8 @@ from morlfast._triton import require
 
 SMALL = 64
 BLOCK = 256
-# Points settled together within a block.
-SETTLED = 64
+# Points settled together within a block: a warp's width, over which a maximum is one instruction.
+SETTLED = 32
 WINDOW = 16384
 BUCKETS = 64
 # Targets of a program, and the sources that they are compared with in one step.
@@ -328,7 +328,6 @@ def _settled(
     rank,
     BLOCK: tl.constexpr,
     SETTLED: tl.constexpr,
-    SOURCES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Final ranks of the block at `start`, from ranks raised by all earlier blocks."""
@@ -343,13 +342,9 @@ def _settled(
         within = lane - at
         inside = (within >= 0) & (within < SETTLED)
         rank = tl.where(inside, tl.gather(settled, tl.where(inside, within, 0), 0), rank)
-        if at + SETTLED < BLOCK:
-            for part in range(0, SETTLED, SOURCES):
-                source = part + tl.arange(0, SOURCES)
-                relation = _no_worse(columns_ptr, columns_ptr, padded, columns, start + at + source, target, COLUMNS)
-                source_rank = tl.gather(settled, source, 0)
-                raised = tl.max(tl.where(relation, source_rank[None, :] + 1, 0), axis=1)
-                rank = tl.where(within >= SETTLED, tl.maximum(rank, raised), rank)
+        relation = _no_worse(columns_ptr, columns_ptr, padded, columns, group, target, COLUMNS)
+        raised = tl.max(tl.where(relation, settled[None, :] + 1, 0), axis=1)
+        rank = tl.where(within >= SETTLED, tl.maximum(rank, raised), rank)
     return rank
 
 
@@ -408,7 +403,6 @@ def block_kernel(
                 rank,
                 BLOCK,
                 SETTLED,
-                TARGETS * SOURCES // BLOCK,
                 COLUMNS,
             )
             tl.store(ranks_ptr + target, rank)
@@ -626,6 +620,11 @@ def small_options(size: int) -> dict[str, Any]:
     return {**OPTIONS, "num_warps": max(1, size * size // 512)}
 
 
+def block_options(columns: int) -> dict[str, Any]:
+    """Launch options of the block kernel: a thread keeps the columns of its 32 targets."""
+    return TILE_OPTIONS if columns < 3 else PAIR_OPTIONS
+
+
 def _programs(elements: int) -> tuple[int]:
     return (triton.cdiv(elements, ROWS),)
 
@@ -747,7 +746,7 @@ def _sorted_ranks(columns: Tensor, counts: Tensor, n: int) -> tuple[Tensor, Tens
                 SOURCES=SOURCES,
                 SETTLED=min(SETTLED, block_size),
                 COLUMNS=count if count < UNROLLED else 0,
-                **TILE_OPTIONS,
+                **block_options(count),
             )
         if windows is not None and stop < n:
             windows.raise_past(start)
@@ -950,7 +949,8 @@ def _related(
     if RELATION == DOMINATED:
         related &= no_better == 0
     elif RELATION == DOMINATED_OR_REPEATED:
-        related &= (no_better == 0) | (source[None, :] < target[:, None])
+        earlier = source.to(tl.int32)[None, :] < target.to(tl.int32)[:, None]
+        related &= (no_better == 0) | earlier
     return related, sound
 
 
