@@ -288,3 +288,18 @@ def test_pruning_takes_distances_anew_after_each_loss(points, data):
     while len(rows) > k:
         del rows[int(crowding_distance(points[rows]).argmin())]
     assert rows_left_by_crowding(torch.from_numpy(points), k).tolist() == rows
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_on_a_gpu_distances_and_selection_are_those_of_the_cpu(rng, variant):
+    points = torch.from_numpy(rng.integers(0, 6, (3, 40, 3)).astype(float))
+    points[0, 0] = torch.tensor([-0.0, 5.0, 5.0])
+    ranks = non_dominated_sort(points, maximize=True)
+    found = crowding_distance(points.cuda(), ranks=ranks.cuda(), variant=variant)
+    torch.testing.assert_close(found.cpu(), crowding_distance(points, ranks=ranks, variant=variant), rtol=1e-14, atol=0)
+    ours = select_by_crowding(points.cuda(), 20, maximize=True, selected=points[:, :2].cuda(), variant=variant)
+    room = select_by_crowding(points, 20, maximize=True, selected=points[:, :2], variant=variant)
+    assert torch.equal(ours.cpu(), room)
+    missing = torch.tensor([[0.0, NAN], [1.0, 2.0]], device="cuda")
+    assert crowding_distance(missing).isneginf().tolist() == [True, False]

@@ -381,3 +381,16 @@ def test_the_tolerance_is_the_one_that_is_stated():
         points = torch.eye(3, dtype=F64)
         middle = torch.full((1, 3), 1 / 3 - depth, dtype=F64)
         assert is_on_convex_front(torch.cat([points, middle]), maximize=False)[3] == kept
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_relations_are_those_of_the_cpu(rng):
+    points = torch.from_numpy(rng.random((3, 40, 3)))
+    on_gpu = points.cuda()
+    torch.testing.assert_close(lorenz_vectors(on_gpu).cpu(), lorenz_vectors(points))
+    assert torch.equal(is_lorenz_non_dominated(on_gpu).cpu(), is_lorenz_non_dominated(points))
+    for kind in ("additive", "multiplicative"):
+        found = is_epsilon_non_dominated(on_gpu, 0.1, maximize=[True, False, True], kind=kind)
+        assert torch.equal(found.cpu(), is_epsilon_non_dominated(points, 0.1, maximize=[True, False, True], kind=kind))
+    with pytest.raises(ValueError, match="points: expected a tensor on the CPU"):
+        is_on_convex_front(on_gpu, maximize=True)

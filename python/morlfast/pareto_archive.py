@@ -42,7 +42,7 @@ class ParetoArchive:
             (:func:`morlfast.least_contributor`); ``"epsilon"``: one point a grid cell is kept, as
             :func:`morlfast.is_epsilon_non_dominated` has it, which bounds the number without ``capacity``. Ties: the
             lowest row leaves; in a cell the first inserted stays.
-        epsilon: side of the cells for ``"epsilon"``: a number > 0, or (m,).
+        epsilon: side of the (additive) cells for ``"epsilon"``: a number > 0, or (m,).
         ref_point: for ``"hypervolume"``: a number, or (m,). By default :func:`morlfast.infer_reference_point` of the
             points, whenever some have to leave.
         dtype: float32 or float64, in which points are kept. Inserted points are rounded to it first.
@@ -53,10 +53,10 @@ class ParetoArchive:
     A point that was pruned is forgotten, and with it what it dominated: points may come in later that it would have
     kept out.
 
-    Inserting q points into n takes O(m q (q + n)) comparisons and no memory that grows with n, but for doubling what is
-    reserved. Pruning takes O(m n) a point that leaves for ``"crowding"``, all contributions for ``"hypervolume"``, and
-    sorting out all cells, once, for ``"epsilon"``. Since the number of points depends on the data, inserting waits for
-    a GPU.
+    Inserting q points into n takes O(m q (q + n)) comparisons and O(m (q + n)) memory for the time of the call; what is
+    kept moves to a larger place only when it has doubled. Pruning takes O(m n) for each point that leaves by
+    ``"crowding"``, all contributions by ``"hypervolume"``, and comparing all cells, once, by ``"epsilon"``. Since the
+    number of points depends on the data, inserting waits for a GPU.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit, or not together; the archive stays as it was.
