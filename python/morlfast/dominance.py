@@ -347,9 +347,8 @@ def _convex_vertices_of_unit_box(points: _FloatArray) -> _BoolArray:
 
     compared = np.flatnonzero(vertices).tolist()
     left = possible.copy()
-    for row in reversed(
-        np.flatnonzero(possible & ~vertices).tolist()
-    ):  # of rows that are all but equal the lowest stays
+    undecided = np.flatnonzero(possible & ~vertices)[::-1]  # from the last: of rows that nearly equal the lowest stays
+    for row in undecided.tolist():
         vertices[row] = left[row] = _is_vertex(points, row, left, compared)
     return vertices
 
