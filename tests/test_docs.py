@@ -15,7 +15,23 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("family", ["hypervolume", "hypervolume_approximation", "pareto", "advantages", "tokens"])
+FAMILIES = [
+    "hypervolume",
+    "hypervolume_approximation",
+    "pareto",
+    "dominance",
+    "crowding",
+    "pareto_archive",
+    "indicators",
+    "weights",
+    "scalarization",
+    "linear_support",
+    "advantages",
+    "tokens",
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_examples_of_docstrings_hold(family):
     importlib.import_module(f"morlfast.{family}")
     module = sys.modules[f"morlfast.{family}"]  # the attribute of the package may be a function of that name
@@ -34,7 +50,7 @@ def test_every_public_function_has_an_example():
 @pytest.mark.parametrize("page", ["README.md"])
 def test_the_python_of_pages_runs(page):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         assert len([line for line in block.splitlines() if line.strip()]) <= 12
         exec(compile(block, page, "exec"), {})
