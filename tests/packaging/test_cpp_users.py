@@ -27,7 +27,12 @@ def test_a_pybind11_module_links_the_installed_library(
 import consumer
 print(consumer.hypervolume([[0.25, 0.5], [0.5, 0.25], [0.75, 0.75]], [1.0, 1.0]))
 print(consumer.batch(20000))
+points = [[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+print(consumer.non_dominated_sort(points, [], 0), consumer.non_dominated_sort(points, [0.0, 2.0, 1.0, 0.0], 1))
+print(consumer.dominance_counts(points), consumer.masks(points))
+print(consumer.best_points([[1.0, 0.0], [0.0, 1.0]], points))
 """
     done = run_python(["-c", script], [folder])
     # Enough fronts that the library goes parallel: the consumer's OpenMP came with the target.
-    assert done.stdout == "0.5\n10000.0\n", done.stderr
+    printed = ["0.5", "10000.0", "[0, 0, 1, 0] [0, 1, 1, 0]", "[0, 0, 3, 0] (2, 4)", "[1, 0]"]
+    assert done.stdout.splitlines() == printed, done.stderr

@@ -2,8 +2,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <memory>
 #include <morlfast/hypervolume.hpp>
+#include <morlfast/indicators.hpp>
+#include <morlfast/pareto.hpp>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -29,9 +34,56 @@ double batch(int64_t fronts) {
   return std::accumulate(values.begin(), values.end(), 0.0);
 }
 
+using Points = std::vector<std::vector<double>>;
+
+morlfast::PointsView<double> view(const Points& points, std::vector<double>& values) {
+  for (const auto& point : points) values.insert(values.end(), point.begin(), point.end());
+  const auto n = static_cast<int64_t>(points.size()), m = static_cast<int64_t>(points[0].size());
+  return {values.data(), {}, 1, n, m, m, 1};
+}
+
+std::vector<int32_t> non_dominated_sort(const Points& points, const std::vector<double>& violations,
+                                        int64_t stop_after) {
+  std::vector<double> values;
+  std::vector<int32_t> ranks(points.size());
+  const morlfast::PointSets<double> sets{.points = view(points, values)};
+  morlfast::non_dominated_sort(sets, violations.empty() ? nullptr : violations.data(), stop_after, ranks.data());
+  return ranks;
+}
+
+std::vector<int32_t> dominance_counts(const Points& points) {
+  std::vector<double> values;
+  std::vector<int32_t> counts(points.size());
+  morlfast::dominance_counts(morlfast::PointSets<double>{.points = view(points, values)}, counts.data());
+  return counts;
+}
+
+/// How many points of a set nothing in it dominates, and how many a copy of the set dominates weakly.
+std::pair<int64_t, int64_t> masks(const Points& points) {
+  std::vector<double> values;
+  const morlfast::PointSets<double> sets{.points = view(points, values)};
+  const std::unique_ptr<bool[]> first(new bool[points.size()]), dominated(new bool[points.size()]);
+  morlfast::is_non_dominated(sets, /*deduplicate=*/true, first.get());
+  morlfast::is_dominated_by(sets.points, sets, /*weakly=*/true, dominated.get());
+  return {std::count(first.get(), first.get() + points.size(), true),
+          std::count(dominated.get(), dominated.get() + points.size(), true)};
+}
+
+std::vector<int64_t> best_points(const Points& weights, const Points& points) {
+  std::vector<double> weight_values, point_values, values(weights.size());
+  std::vector<int64_t> rows(weights.size());
+  morlfast::best_points(view(weights, weight_values), view(points, point_values), morlfast::Best::dot_product, nullptr,
+                        values.data(), rows.data());
+  return rows;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(consumer, module) {
   module.def("hypervolume", &hypervolume);
   module.def("batch", &batch);
+  module.def("non_dominated_sort", &non_dominated_sort);
+  module.def("dominance_counts", &dominance_counts);
+  module.def("masks", &masks);
+  module.def("best_points", &best_points);
 }
