@@ -147,11 +147,11 @@ def fruits_found(curves: Curves) -> str:
 
 
 def rows(curves: Curves) -> list[tuple[str, float, float, float, float]]:
-    """Name, last value of both, milliseconds an evaluation of both; all of it at the end."""
+    """Name, last value of both, median milliseconds of both; their sum at the end."""
     table = []
     for name in curves.original[0].values:
         values = [results[-1].values[name] for results in curves[1:3]]
-        times = [1000 * np.mean([result.seconds[name] for result in results]) for results in curves[1:3]]
+        times = [1000 * np.median([result.seconds[name] for result in results]) for results in curves[1:3]]
         table.append((name, *values, *times))
     total = [sum(row[k] for row in table) for k in (3, 4)]
     return [*table, ("all", float("nan"), float("nan"), *total)]
@@ -168,7 +168,7 @@ def largest_difference(curves: Curves) -> float:
 def print_table(curves: Curves) -> None:
     print(f"\n{fruits_found(curves)} after {curves.steps[-1]} steps")
     title = f"last of {len(curves.steps)} evaluations"
-    print(f"  {title:24}{'MORL-Baselines':>18}{'morlfast':>18}{'ms, mean of all':>22}")
+    print(f"  {title:24}{'MORL-Baselines':>18}{'morlfast':>18}{'ms, median of all':>22}")
     for name, original, patched, slow, fast in rows(curves):
         values = f"{original:18.10g}{patched:18.10g}" if original == original else f"{'':36}"
         print(f"  {name:24}{values}{slow:12.3f}{fast:10.3f}  {slow / fast:6.1f} x")
@@ -207,7 +207,7 @@ def draw(path: Path, curves: Curves) -> None:
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(9)
     drawn.scale(1, 1.6)
-    times.set_title("milliseconds an evaluation, mean")
+    times.set_title("milliseconds an evaluation, median")
     figure.savefig(path, dpi=80)
 
 

@@ -11,6 +11,7 @@ import types
 from copy import deepcopy
 from pathlib import Path
 
+import morlfast
 import numpy as np
 import pytest
 import torch
@@ -185,6 +186,17 @@ def test_convex_filters_in_a_patched_library(rng, m):
         expected = pareto.filter_convex_dominated(front)
         with ours.patch():
             assert_same(pareto.filter_convex_dominated(front), expected)
+
+
+def test_convex_filters_of_the_library_keep_vertices_that_no_weights_prefer(rng):
+    front = np.array([[0.0, 10.0], [10.0, 0.0], [1.0, 1.0]])
+    assert [1.0, 1.0] in pareto.filter_convex_dominated(front).tolist()
+    assert morlfast.is_on_convex_front(front, maximize=True).tolist() == [True, True, False]
+    for m in (2, 3):
+        front = rng.random((50, m))
+        kept = {tuple(vector) for vector in pareto.filter_convex_dominated(front).tolist()}
+        best = front[morlfast.is_on_convex_front(front, maximize=True).numpy()]
+        assert {tuple(vector) for vector in best.tolist()} <= kept
 
 
 class Individual:
