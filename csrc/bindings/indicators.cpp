@@ -13,15 +13,7 @@ using namespace nb::literals;
 std::pair<Result, Result> best(const Tensor& queries, const Tensor& points, int64_t kind,
                                const std::optional<Tensor>& lengths, bool with_rows) {
   require_points(points);
-  require_cpu(queries, "queries");
-  const int dims = points.dims();
-  bool fits =
-      queries.dims() == dims && queries.is(kDLFloat, points.view.dtype.bits) && queries.size(-1) == points.size(-1);
-  for (int d = 0; fits && d < dims - 2; ++d) fits = queries.size(d) == points.size(d);
-  if (!fits)
-    throw nb::value_error(("queries: expected the dtype, the batch shape and the objectives of points " +
-                           points.shape() + ", got " + queries.shape())
-                              .c_str());
+  require_points_like(queries, "queries", points);
   if (kind < 0 || kind > static_cast<int64_t>(Best::largest_quotient))
     throw nb::value_error(("kind: expected 0 to 5, got " + std::to_string(kind)).c_str());
   const int64_t* counted = checked_lengths(lengths, points);

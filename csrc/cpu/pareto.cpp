@@ -17,7 +17,8 @@
 namespace morlfast {
 namespace {
 
-constexpr int64_t kParallelPoints = 4096;
+// So much work pays for a parallel region: points that are sorted, terms that are compared.
+constexpr int64_t kParallelPoints = 4096, kParallelTerms = 1 << 22;
 
 bool any_nan(const double* values, int64_t count) {
   bool any = false;  // without leaving early, so in vectors
@@ -244,7 +245,7 @@ void is_dominated_by(const PointsView<T>& points, const PointSets<T>& others, bo
   check_sets(own);
   check_sets(others);
   if (n == 0) return;
-  parallel_for(points.batch, points.batch * n * others.points.n >= kParallelPoints * 16, [&](int64_t b) {
+  parallel_for(points.batch, points.batch * n * others.points.n * m >= kParallelTerms, [&](int64_t b) {
     const Workspace<Scratch> scratch(n + others.points.n <= kKeptRows);
     ComparableRows& set = scratch->set;
     set.load(others, b, nullptr);
@@ -256,7 +257,7 @@ void is_dominated_by(const PointsView<T>& points, const PointSets<T>& others, bo
     set.load(own, b, nullptr);
     bool* out = dominated + b * n;
     std::fill(out, out + n, size > 0);  // rows with NaN
-    parallel_for(set.size(), set.size() * size >= kParallelPoints * 16, [&](int64_t i) {
+    parallel_for(set.size(), set.size() * size * m >= kParallelTerms, [&](int64_t i) {
       const double* z = &set.rows[i * m];
       int64_t no_worse = simd().count_dominators(columns.data(), m, size, size, z, 1);
       if (!weakly && no_worse > 0) {

@@ -40,11 +40,13 @@ def as_float32_or_64(values: Any, name: str, **options: Any) -> Tensor:
     return tensor.to(torch.float64)
 
 
-def as_points(points: Any, name: str = "points") -> Tensor:
+def as_points(points: Any, name: str = "points", *, least_objectives: int = 0) -> Tensor:
     """A float32 or float64 tensor (..., n, m)."""
     tensor = as_float32_or_64(points, name)
     if tensor.dim() < 2:
         raise ValueError(f"{name}: expected shape (..., n, m), got {tuple(tensor.shape)}")
+    if tensor.shape[-1] < least_objectives:
+        raise ValueError(f"{name}: expected at least one objective, got shape {tuple(tensor.shape)}")
     return tensor
 
 
@@ -125,8 +127,33 @@ def raise_for_nan(is_nan: Tensor, name: str) -> None:
     rows = is_nan.nonzero()
     if len(rows) > 0:
         *batch, row = rows[0].tolist()
-        where = f"row {row}" + (f" of batch index ({', '.join(map(str, batch))})" if batch else "")
+        where = place_of_row(row, batch)
         raise ValueError(f'{name}: expected no NaN, got NaN in {where}; pass nan="worst" to treat such rows as worst')
+
+
+def place_of_row(row: int, batch: Sequence[int]) -> str:
+    """How errors name one row of a batch."""
+    return f"row {row}" + (f" of batch index ({', '.join(map(str, batch))})" if batch else "")
+
+
+def counting_rows(points: Tensor, lengths: Any, mask: Any, nan: NanPolicy | None) -> tuple[Tensor, bool]:
+    """Rows (..., n) that `lengths` or `mask` let in and that have no NaN, and whether NaN raises."""
+    if nan not in (None, "raise", "worst"):
+        raise ValueError(f'nan: expected "raise", "worst" or None, got {nan!r}')
+    raises = nan == "raise" or (nan is None and not points.is_cuda)
+    n = points.shape[-2]
+    lengths, rows = as_lengths_or_mask(lengths, mask, points)
+    if rows is None:
+        rows = torch.ones(points.shape[:-1], dtype=torch.bool, device=points.device)
+    if lengths is not None:
+        outside = (lengths < 0) | (lengths > n)
+        if not points.is_cuda and bool(outside.any()):
+            raise ValueError(f"lengths: expected values from 0 to {n}, got {int(lengths[outside][0])}")
+        rows = torch.arange(n, device=points.device) < lengths[..., None]
+    missing = rows & points.detach().isnan().any(-1)
+    if raises:
+        raise_for_nan(missing, "points")
+    return rows & ~missing, raises
 
 
 def as_ref_point(value: Any, points: Tensor, name: str = "ref_point") -> Tensor:

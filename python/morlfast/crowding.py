@@ -14,10 +14,11 @@ from morlfast._arguments import (
     as_float32_or_64,
     as_integer,
     as_integers,
+    as_points,
+    counting_rows,
     same_device,
 )
-from morlfast.hypervolume_approximation import _rows
-from morlfast.pareto import _as_points, non_dominated_sort
+from morlfast.pareto import non_dominated_sort
 
 CrowdingVariant = Literal["nsga2", "pymoo", "pcn", "evomo", "c-morl"]
 
@@ -90,10 +91,10 @@ def crowding_distance(
     >>> crowding_distance(front, ranks=[0, 1, 1, 1])
     tensor([inf, inf, 2., inf])
     """
-    points = _as_points(points).detach()
+    points = as_points(points, least_objectives=1).detach()
     if variant not in get_args(CrowdingVariant):
         raise ValueError(f"variant: expected one of {', '.join(get_args(CrowdingVariant))}, got {variant!r}")
-    counts, raises = _rows(points, lengths, mask, nan)
+    counts, raises = counting_rows(points, lengths, mask, nan)
     if ranks is None:
         if raises and lengths is None and mask is None:
             return _crowding(points, variant).to(points.dtype)
@@ -152,12 +153,12 @@ def select_by_crowding(
     >>> select_by_crowding(front, 2, maximize=True, selected=front[[0, 3]])
     tensor([2, 1])
     """
-    points = _as_points(points).detach()
+    points = as_points(points, least_objectives=1).detach()
     k = as_integer(k, "k")
     n = points.shape[-2]
     if not 0 <= k <= n:
         raise ValueError(f"k: expected 0 to {n}, the number of points, got {k}")
-    counts, _ = _rows(points, lengths, mask, nan)
+    counts, _ = counting_rows(points, lengths, mask, nan)
     ranks = non_dominated_sort(points, maximize=maximize, mask=counts, nan="worst")
     distances = crowding_distance(points, ranks=ranks, variant=variant, mask=counts, nan="worst")
 

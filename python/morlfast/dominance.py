@@ -12,9 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from morlfast._arguments import NanPolicy, as_minimization, as_ref_point
-from morlfast.hypervolume_approximation import _rows
-from morlfast.pareto import _as_points, is_dominated_by, is_non_dominated
+from morlfast._arguments import (
+    NanPolicy,
+    as_minimization,
+    as_points,
+    as_ref_point,
+    counting_rows,
+    place_of_row,
+)
+from morlfast.pareto import is_dominated_by, is_non_dominated
 
 EpsilonKind = Literal["additive", "multiplicative"]
 
@@ -49,7 +55,7 @@ def lorenz_vectors(points: Any) -> Tensor:
     tensor([[1., 4.],
             [2., 4.]])
     """
-    points = _as_points(points)
+    points = as_points(points, least_objectives=1)
     ascending = torch.sort(points.double(), dim=-1, stable=True).values
     sums = ascending.cumsum(-1)
     return torch.where(ascending[..., :1] == -math.inf, ascending[..., :1], sums).to(points.dtype)
@@ -87,7 +93,7 @@ def is_lorenz_non_dominated(
     >>> is_lorenz_non_dominated(torch.tensor([[5.0, 0.0], [3.0, 2.0], [2.0, 3.0], [4.0, 1.0]]))
     tensor([False,  True,  True, False])
     """
-    points = _as_points(points).detach()
+    points = as_points(points, least_objectives=1).detach()
     # What a point dominates has no better sums: nothing is lost, and rounding cannot keep it.
     rows = is_non_dominated(points, maximize=True, lengths=lengths, mask=mask, nan=nan)
     vectors = lorenz_vectors(points.double())
@@ -137,7 +143,7 @@ def epsilon_boxes(
     >>> epsilon_boxes(torch.tensor([[3.0, 9.0]]), 1.0, maximize=True, kind="multiplicative")
     tensor([[-2., -4.]], dtype=torch.float64)
     """
-    return _in_boxes(_as_points(points).detach(), epsilon, maximize, kind).floor()
+    return _in_boxes(as_points(points, least_objectives=1).detach(), epsilon, maximize, kind).floor()
 
 
 def is_epsilon_non_dominated(
@@ -177,10 +183,10 @@ def is_epsilon_non_dominated(
     >>> is_epsilon_non_dominated(front, 1.0, maximize=False)
     tensor([ True, False,  True,  True])
     """
-    points = _as_points(points).detach()
+    points = as_points(points, least_objectives=1).detach()
     places = _in_boxes(points, epsilon, maximize, kind)
     outside = places.isnan() & ~points.isnan()  # negative values have no logarithm
-    rows, raises = _rows(points, lengths, mask, nan)
+    rows, raises = counting_rows(points, lengths, mask, nan)
     if raises and bool((outside & rows[..., None]).any()):
         raise ValueError('points: expected values >= 0 for kind="multiplicative", got a negative one')
     rows = rows & ~outside.any(-1)
@@ -245,15 +251,14 @@ def is_on_convex_front(
     >>> is_on_convex_front(front, maximize=False)
     tensor([ True, False, False,  True,  True])
     """
-    points = _as_points(points).detach()
+    points = as_points(points, least_objectives=1).detach()
     if points.device.type != "cpu":
         raise ValueError(f"points: expected a tensor on the CPU, got {points.device}; move it with points.cpu()")
-    rows, _ = _rows(points, lengths, mask, nan)
+    rows, _ = counting_rows(points, lengths, mask, nan)
     infinite = (points.isinf().any(-1) & rows).nonzero()
     if len(infinite) > 0:
         *index, row = infinite[0].tolist()
-        where = f"row {row}" + (f" of batch index ({', '.join(map(str, index))})" if index else "")
-        raise ValueError(f"points: expected finite values, got an infinity in {where}")
+        raise ValueError(f"points: expected finite values, got an infinity in {place_of_row(row, index)}")
     maximized, values, _ = as_minimization(points.double(), maximize)
     values = -values if maximized else values
 

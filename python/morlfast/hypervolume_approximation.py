@@ -13,12 +13,11 @@ from torch.nn.functional import pad
 from morlfast._arguments import (
     NanPolicy,
     as_integer,
-    as_lengths_or_mask,
     as_minimization,
     as_number,
     as_points,
     as_ref_point,
-    raise_for_nan,
+    counting_rows,
 )
 from morlfast.pareto import non_dominated_sort
 
@@ -289,7 +288,7 @@ def infer_reference_point(
     limit = torch.full((m,), math.nan, dtype=torch.float64, device=points.device)
     if max_ref_point is not None:
         limit = as_ref_point(max_ref_point, points, "max_ref_point").detach().double()
-    rows, raises = _rows(points, lengths, mask, nan)
+    rows, raises = counting_rows(points, lengths, mask, nan)
     maximized, signs, _ = as_minimization(torch.ones(m, dtype=torch.float64, device=points.device), maximize)
     signs = signs if maximized else -signs  # with them everything is maximized
 
@@ -319,26 +318,6 @@ def infer_reference_point(
     return (alone.where(empty, inferred) * signs).to(points.dtype)
 
 
-def _rows(points: Tensor, lengths: Any, mask: Any, nan: NanPolicy | None) -> tuple[Tensor, bool]:
-    """Rows (..., n) that `lengths` or `mask` let in and that have no NaN, and whether NaN raises."""
-    if nan not in (None, "raise", "worst"):
-        raise ValueError(f'nan: expected "raise", "worst" or None, got {nan!r}')
-    raises = nan == "raise" or (nan is None and not points.is_cuda)
-    n = points.shape[-2]
-    lengths, rows = as_lengths_or_mask(lengths, mask, points)
-    if rows is None:
-        rows = torch.ones(points.shape[:-1], dtype=torch.bool, device=points.device)
-    if lengths is not None:
-        outside = (lengths < 0) | (lengths > n)
-        if not points.is_cuda and bool(outside.any()):
-            raise ValueError(f"lengths: expected values from 0 to {n}, got {int(lengths[outside][0])}")
-        rows = torch.arange(n, device=points.device) < lengths[..., None]
-    missing = rows & points.detach().isnan().any(-1)
-    if raises:
-        raise_for_nan(missing, "points")
-    return rows & ~missing, raises
-
-
 def _gains(
     points: Tensor, ref_point: Any, maximize: bool | Sequence[bool], lengths: Any, mask: Any, nan: NanPolicy | None
 ) -> tuple[Tensor, Tensor]:
@@ -350,7 +329,7 @@ def _gains(
     if m < 1:
         raise ValueError(f"points: expected at least one objective, got shape {tuple(points.shape)}")
     ref_point = as_ref_point(ref_point, points).detach()
-    rows, raises = _rows(points, lengths, mask, nan)
+    rows, raises = counting_rows(points, lengths, mask, nan)
     unknown = ref_point.isnan()
     if raises and bool(unknown.any()):
         raise ValueError("ref_point: expected no NaN, got NaN")

@@ -92,7 +92,7 @@ def non_dominated_sort(
     >>> non_dominated_sort(points, maximize=False, constraints=[0.0, 0.5, 0.0])
     tensor([0, 2, 1], dtype=torch.int32)
     """
-    points = _as_points(points)
+    points = as_points(points, least_objectives=1)
     if stop_after is not None:
         stop_after = as_integer(stop_after, "stop_after")
         if stop_after < 1:
@@ -167,7 +167,7 @@ def is_non_dominated(
     >>> is_non_dominated(torch.tensor([[3.0, 1.0], [1.0, 3.0], [1.0, 1.0], [1.0, 3.0]]), maximize=True)
     tensor([ True,  True, False,  True])
     """
-    points = _as_points(points)
+    points = as_points(points, least_objectives=1)
     points, maximize, raises, lengths, _ = _as_sets(points, maximize, lengths, mask, nan)
     return _ops.is_non_dominated(points, maximize, raises, lengths, as_bool(deduplicate, "deduplicate"))
 
@@ -201,7 +201,7 @@ def filter_non_dominated(
     >>> kept.rows
     tensor([0, 2])
     """
-    points = _as_points(points)
+    points = as_points(points, least_objectives=1)
     keep = is_non_dominated(
         points.detach(), maximize=maximize, deduplicate=deduplicate, lengths=lengths, mask=mask, nan=nan
     )
@@ -245,7 +245,7 @@ def dominance_counts(
     >>> dominance_counts(torch.tensor([[1.0, 1.0], [2.0, 1.0], [2.0, 2.0]]), maximize=False)
     tensor([0, 1, 2], dtype=torch.int32)
     """
-    points = _as_points(points)
+    points = as_points(points, least_objectives=1)
     points, maximize, raises, lengths, mask = _as_sets(points, maximize, lengths, mask, nan)
     counts = _ops.dominance_counts(points, maximize, raises, lengths)
     return counts if mask is None else counts.masked_fill_(~mask, -1)
@@ -286,7 +286,7 @@ def is_dominated_by(
     >>> is_dominated_by(torch.tensor([[2.0, 1.0], [2.0, 2.0], [3.0, 1.0]]), front, maximize=True)
     tensor([ True, False, False])
     """
-    points, others = _as_points(points), as_points(others, "others")
+    points, others = as_points(points, least_objectives=1), as_points(others, "others")
     same_device("points", points, "others", others)
     if others.shape[-1] != points.shape[-1]:
         raise ValueError(
@@ -312,13 +312,6 @@ def is_dominated_by(
     if lengths is not None:
         lengths = lengths.expand(batch).contiguous()
     return _ops.is_dominated_by(points, others, sense, raises, lengths, as_bool(weakly, "weakly"))
-
-
-def _as_points(points: Any) -> Tensor:
-    points = as_points(points)
-    if points.shape[-1] < 1:
-        raise ValueError(f"points: expected at least one objective, got shape {tuple(points.shape)}")
-    return points
 
 
 def _as_sets(
