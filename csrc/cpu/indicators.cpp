@@ -23,6 +23,8 @@ constexpr int64_t kManyQueries = 8 * kBestQueries, kFewQueries = kBestQueries;
 constexpr int64_t kBlock = 2048;
 /// Terms q_j p_j below which a parallel region costs more than the work.
 constexpr int64_t kParallelTerms = 1 << 18;
+/// Queries whose farthest is looked for in one go.
+constexpr int64_t kSearchedQueries = 1024;
 
 struct Buffers {
   std::vector<double> points, queries, query;  // (rows, m), (tiles, m, kBestQueries), (m)
@@ -172,7 +174,67 @@ class Search {
   int64_t* const rows_;
 };
 
+struct Columns {
+  std::vector<double> rows, columns, query;  // (n, m), (m, n up to a multiple of kLeastPoints), (m)
+
+  bool worth_keeping() const { return columns.size() <= 1 << 16; }
+};
+
+/// The farthest of queries first .. first + count of set b.
+template <class T>
+double farthest_of(const PointsView<T>& queries, const PointsView<T>& points, Best best, Columns& buffers, int64_t b,
+                   int64_t first, int64_t count, int64_t n) {
+  const int64_t m = points.m, stride = (n + kLeastPoints - 1) / kLeastPoints * kLeastPoints;
+  auto& [rows, columns, q] = buffers;
+  rows.resize(n * m);
+  load_front(points, b, n, false, rows.data());
+  const bool finite = all_finite(rows.data(), n * m);
+  if (!finite) spread_nan(rows.data(), n, m);
+  columns.assign(m * stride, kNan);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t k = 0; k < m; ++k) columns[k * stride + i] = rows[i * m + k];
+  q.resize(m);
+  double farthest = -kInf;
+  int64_t from = 0;
+  for (int64_t i = first; i < first + count; ++i) {
+    load_rows(queries.front(b) + i * queries.row_stride, 1, m, queries.row_stride, queries.column_stride, false,
+              q.data());
+    if (first_nan_row(q.data(), 1, m) == 0) return kNan;
+    const bool zero = best == Best::largest_quotient && std::find(q.begin(), q.end(), 0.0) != q.end();
+    const bool ordinary = finite && !zero && all_finite(q.data(), m);
+    farthest = std::max(farthest, simd().least_value(static_cast<int>(best), ordinary, columns.data(), stride, m,
+                                                     q.data(), farthest, &from));
+  }
+  return farthest;
+}
+
 }  // namespace
+
+template <class T>
+void farthest_query(const PointsView<T>& queries, const PointsView<T>& points, Best best, const int64_t* lengths,
+                    const int64_t* query_lengths, T* values) {
+  const int64_t batch = queries.batch;
+  if (points.m < 1) throw std::invalid_argument("points: expected at least 1 objective, got 0");
+  if (best == Best::dot_product) throw std::invalid_argument("kind: expected 1 to 5, got 0");
+  const int64_t shares = std::max<int64_t>((queries.n + kSearchedQueries - 1) / kSearchedQueries, 1);
+  std::vector<double> farthest(batch * shares);
+  const bool parallel = batch * queries.n * points.n >= kParallelTerms / points.m;
+  parallel_for(batch * shares, parallel, [&](int64_t i) {
+    const Workspace<Columns> buffers(true);
+    const int64_t b = i / shares, first = i % shares * kSearchedQueries;
+    const int64_t n = lengths ? checked_length(lengths[b], points.n) : points.n;
+    const int64_t count = query_lengths ? checked_length(query_lengths[b], queries.n) : queries.n;
+    farthest[i] = first < count ? farthest_of(queries, points, best, *buffers, b, first,
+                                              std::min(kSearchedQueries, count - first), n)
+                                : -kInf;
+  });
+  for (int64_t b = 0; b < batch; ++b) {
+    double value = -kInf;
+    for (int64_t i = b * shares; i < (b + 1) * shares; ++i)
+      value = std::isnan(value) || std::isnan(farthest[i]) ? kNan : std::max(value, farthest[i]);
+    values[b] = static_cast<T>(value + 0.0);
+  }
+}
 
 template <class T>
 void best_points(const PointsView<T>& queries, const PointsView<T>& points, Best best, const int64_t* lengths,
@@ -194,5 +256,11 @@ template void best_points<float>(const PointsView<float>&, const PointsView<floa
                                  int64_t*);
 template void best_points<double>(const PointsView<double>&, const PointsView<double>&, Best, const int64_t*, double*,
                                   int64_t*);
+
+#define MORLFAST_INSTANTIATE(T) \
+  template void farthest_query<T>(const PointsView<T>&, const PointsView<T>&, Best, const int64_t*, const int64_t*, T*);
+MORLFAST_INSTANTIATE(float)
+MORLFAST_INSTANTIATE(double)
+#undef MORLFAST_INSTANTIATE
 
 }  // namespace morlfast

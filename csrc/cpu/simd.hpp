@@ -6,6 +6,8 @@ namespace morlfast {
 
 /// Queries that best_points takes at once, and points after which it notes whether one of them was the best so far.
 inline constexpr int kBestQueries = 32, kBestPiece = 8;
+/// Points that least_value takes at once.
+inline constexpr int kLeastPoints = 16;
 
 struct SimdTable {
   const char* name;
@@ -13,8 +15,8 @@ struct SimdTable {
   void (*and_words)(uint64_t* target, const uint64_t* source, int64_t words);
   /// The first word in which a and b have a common bit; `words` if there is none.
   int64_t (*first_common_word)(const uint64_t* a, const uint64_t* b, int64_t words);
-  /// The largest of 0 and above[i] over the points i < count of columns (m, stride) that are nowhere worse than `point`,
-  /// whose objectives lie point_stride apart. Reads up to 7 points more, where `above` has to be 0.
+  /// The largest of 0 and above[i] over the points i < count of columns (m, stride) that are nowhere worse than
+  /// `point`, whose objectives lie point_stride apart. Reads up to 7 points more, where `above` has to be 0.
   int64_t (*largest_dominator)(const double* columns, int64_t m, int64_t stride, int64_t count, const double* point,
                                int64_t point_stride, const int64_t* above);
   /// How many of the points i < count are nowhere worse than `point`.
@@ -64,6 +66,11 @@ struct SimdTable {
   /// none is, except for rows all NaN.
   void (*best_points)(int best, bool ordinary, const double* points, int64_t n, int64_t m, const double* queries,
                       int64_t count, int64_t first_piece, double* least, int64_t* pieces);
+
+  /// The least value that any of n points, columns (m, n) with n a multiple of kLeastPoints, has for the query; or some
+  /// value up to `enough` as soon as there is one. Looks from point *first on, and leaves there where it ended.
+  double (*least_value)(int best, bool ordinary, const double* columns, int64_t n, int64_t m, const double* query,
+                        double enough, int64_t* first);
 };
 
 /// The best level that this processor runs; MORLFAST_SIMD=<name> picks a lower one.

@@ -457,6 +457,64 @@ void best_points(int best, bool ordinary, const double* points, int64_t n, int64
   kOf[best](ordinary, points, n, m, queries, count, first_piece, least, pieces);
 }
 
+template <int kBest>
+Lanes part_of_points(double q, Lanes p) {
+  if constexpr (kBest == kChebyshev) return q * p;
+  if constexpr (kBest == kSquaredDistance) return (q - p) * (q - p);
+  if constexpr (kBest == kSquaredExcess) {
+    const Lanes excess = larger(Lanes{}, p - q);
+    return excess * excess;
+  }
+  if constexpr (kBest == kLargestDifference) return p - q;
+  return p / q;
+}
+
+template <int kBest, bool kOrdinary>
+double least_value_of(const double* columns, int64_t n, int64_t m, const double* query, double enough, int64_t* first) {
+  constexpr int kShare = kLeastPoints / kLanes;
+  Lanes least = Lanes{} + __builtin_inf();
+  int64_t i = *first;
+  for (int64_t done = 0; done < n; done += kLeastPoints) {
+    Lanes value[kShare];
+    for (int r = 0; r < kShare; ++r) value[r] = part_of_points<kBest>(query[0], load(columns + i + r * kLanes));
+    for (int64_t k = 1; k < m; ++k) {
+      for (int r = 0; r < kShare; ++r) {
+        const Lanes next = part_of_points<kBest>(query[k], load(columns + k * n + i + r * kLanes));
+        if (kAdded<kBest>)
+          value[r] += next;
+        else if (kOrdinary)
+          value[r] = larger(next, value[r]);
+        else
+          value[r] = (value[r] != value[r]) | (next <= value[r]) ? value[r] : next;
+      }
+    }
+    for (int r = 0; r < kShare; ++r) least = smaller(value[r], least);
+    const Pieces found = least <= Lanes{} + enough;
+    int64_t any = 0;
+    for (int j = 0; j < kLanes; ++j) any |= found[j];
+    if (any) {
+      *first = i;
+      break;
+    }
+    i = i + kLeastPoints < n ? i + kLeastPoints : 0;
+  }
+  double result = least[0];
+  for (int j = 1; j < kLanes; ++j) result = least[j] < result ? least[j] : result;
+  return result;
+}
+
+double least_value(int best, bool ordinary, const double* columns, int64_t n, int64_t m, const double* query,
+                   double enough, int64_t* first) {
+  using LeastValue = double(const double*, int64_t, int64_t, const double*, double, int64_t*);
+  constexpr LeastValue* kOf[][2] = {
+      {least_value_of<kChebyshev, false>, least_value_of<kChebyshev, true>},
+      {least_value_of<kSquaredDistance, false>, least_value_of<kSquaredDistance, true>},
+      {least_value_of<kSquaredExcess, false>, least_value_of<kSquaredExcess, true>},
+      {least_value_of<kLargestDifference, false>, least_value_of<kLargestDifference, true>},
+      {least_value_of<kLargestQuotient, false>, least_value_of<kLargestQuotient, true>}};
+  return kOf[best - kChebyshev][ordinary](columns, n, m, query, enough, first);
+}
+
 }  // namespace
 
 extern const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL);
@@ -479,6 +537,7 @@ const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {MORLFAST_STRING(MOR
                                                              sum_scored,
                                                              sum_squares,
                                                              standardize,
-                                                             best_points};
+                                                             best_points,
+                                                             least_value};
 
 }  // namespace morlfast

@@ -33,6 +33,7 @@ hypervolume_improvement: Callable[..., Tensor] = _operators.hypervolume_improvem
 hypervolume_subset: Callable[..., Tensor] = _operators.hypervolume_subset.default
 box_decomposition: Callable[..., tuple[Tensor, Tensor, Tensor]] = _operators.box_decomposition.default
 best_points: Callable[..., tuple[Tensor, Tensor]] = _operators.best_points.default
+farthest_query: Callable[..., Tensor] = _operators.farthest_query.default
 non_dominated_sort: Callable[..., Tensor] = _operators.non_dominated_sort.default
 is_non_dominated: Callable[..., Tensor] = _operators.is_non_dominated.default
 dominance_counts: Callable[..., Tensor] = _operators.dominance_counts.default
@@ -77,6 +78,10 @@ def _fake_best_points(
     *batch, count, _ = queries.shape
     rows = queries.new_empty((*batch, count if with_rows else 0), dtype=torch.int64)
     return queries.new_empty((*batch, count)), rows
+
+
+def _fake_farthest_query(queries: Tensor, *others: object, **options: object) -> Tensor:
+    return queries.new_empty(queries.shape[:-2])
 
 
 def _fake_non_dominated_sort(points: Tensor, *others: object, **options: object) -> Tensor:
@@ -128,6 +133,7 @@ for _fake in (
     _fake_hypervolume_subset,
     _fake_box_decomposition,
     _fake_best_points,
+    _fake_farthest_query,
     _fake_non_dominated_sort,
     _fake_is_non_dominated,
     _fake_dominance_counts,
@@ -164,7 +170,7 @@ for _family, _kind, _names in (
             "box_decomposition",
         ),
     ),
-    ("indicators", "_triton", ("best_points",)),
+    ("indicators", "_triton", ("best_points", "farthest_query")),
     ("pareto", "_triton", ("non_dominated_sort", "is_non_dominated", "dominance_counts", "is_dominated_by")),
     ("advantages", "_triton", ("group_advantages",)),
     ("tokens", "_triton", ("select_tokens",)),

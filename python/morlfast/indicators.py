@@ -378,7 +378,8 @@ def epsilon_indicator(
         Tensor of the batch shape, float64 if either input is, else float32; smaller is better. inf for an empty set or
         an empty reference set. A row without a value, inf - inf or inf / inf, is passed over.
 
-    Not differentiable. O(n k m). Raises as :func:`expected_utility`, and ValueError for values that are not above 0
+    Not differentiable. At worst O(n k m); on the CPU a reference row is only compared with points until one shows that
+    it does not decide. Raises as :func:`expected_utility`, and ValueError for values that are not above 0
     with ``"multiplicative"`` (on the CPU; on CUDA, which must not look, and under ``torch.compile`` the result is NaN).
 
     Source: Zitzler, Thiele, Laumanns, Fonseca and Grunert da Fonseca (2003).
@@ -409,11 +410,10 @@ def epsilon_indicator(
             valid = ~(not_positive[0][1].any(-1) | not_positive[1][1].any(-1))
         senses = objective_senses(maximize, sets.points.rows.shape[-1])
         sets = sets.wide().transformed(lambda rows: _with_senses(rows, senses, torch.reciprocal))
-    best = _best(_LARGEST_DIFFERENCE if kind == "additive" else _LARGEST_QUOTIENT, sets.points, sets.others)
-    if best.shape[-1] == 0:
-        return best.new_full(best.shape[:-1], math.inf, dtype=dtype)
-    let_in = sets.others.let_in
-    value = best.amax(-1) if let_in is None else torch.where(let_in, best, -math.inf).amax(-1)
+    formula = _LARGEST_DIFFERENCE if kind == "additive" else _LARGEST_QUOTIENT
+    value = _ops.farthest_query(
+        sets.others.rows, sets.points.rows_for_search(), formula, sets.points.lengths, sets.others.lengths
+    )
     value = torch.where(sets.others.is_empty(), math.inf, value)
     return (value if valid is None else torch.where(valid, value, math.nan)).to(dtype)
 

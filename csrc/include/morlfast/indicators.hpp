@@ -31,4 +31,13 @@ template <class T>
 void best_points(const PointsView<T>& queries, const PointsView<T>& points, Best best, const int64_t* lengths,
                  T* values, int64_t* rows);
 
+/// The largest value over the queries of what best_points gives each: how far the set is from the query that it serves
+/// worst. Not for dot_product. A query's points are only searched until one shows that it is not the worst.
+///
+/// query_lengths  (batch): queries of each set that count, or nullptr for all W
+/// values         (batch), written: -inf without queries, NaN for a query with NaN
+template <class T>
+void farthest_query(const PointsView<T>& queries, const PointsView<T>& points, Best best, const int64_t* lengths,
+                    const int64_t* query_lengths, T* values);
+
 }  // namespace morlfast
