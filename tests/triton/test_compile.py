@@ -286,7 +286,7 @@ DOMINANCE = [
     for relation, count, own, maximize in [(0, True, True, False), (2, False, True, True), (1, False, False, False)]
 ]
 ORDERED = [
-    _sort(kernel.fn.__name__, kernel, 96, "fp64", pareto.OPTIONS, SIZE=pareto.ROWS, **constants)
+    _sort(kernel.fn.__name__, kernel, 128, "fp64", pareto.OPTIONS, SIZE=pareto.ROWS, **constants)
     for kernel, constants in [
         (pareto.columns_kernel, {"MAXIMIZE": True}),
         (pareto.number_kernel, {}),

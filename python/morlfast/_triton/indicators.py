@@ -13,8 +13,6 @@ is 16 bytes for each query and share.
 # Compile-time arguments are capitals, and kernels are typed by Triton alone.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -243,21 +241,3 @@ def best_points(
             **OPTIONS,
         )
     return values, rows
-
-
-def farthest_query(
-    queries: Tensor,
-    points: Tensor,
-    kind: int,
-    lengths: Tensor | None = None,
-    query_lengths: Tensor | None = None,
-) -> Tensor:
-    """Implements ``morlfast::farthest_query`` for CUDA: the largest of best_points' values, NaN if one is."""
-    require(kind != DOT_PRODUCT.value, "kind: expected 1 to 5, got 0")
-    values, _ = best_points(queries, points, kind, lengths)
-    if values.shape[-1] == 0:
-        return values.new_full(values.shape[:-1], -math.inf)
-    if query_lengths is not None:
-        counts = torch.arange(values.shape[-1], device=values.device) < query_lengths[..., None]
-        values = torch.where(counts, values, -math.inf)
-    return values.amax(-1)

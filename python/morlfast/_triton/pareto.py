@@ -263,13 +263,18 @@ def distinct_kernel(
     distinct = tl.load(distinct_ptr + point, mask=inside, other=0)
     previous = tl.load(distinct_ptr + point - 1, mask=inside & (index > 0), other=-1)
     column = numbers_ptr + front * columns * n
-    first = inside & (previous != distinct) & (tl.load(column + source, mask=inside, other=0) != MISSING)
+    present = tl.load(column + source, mask=inside, other=MISSING) != MISSING
+    # Missing rows are last: the last point before them knows how many there are.
+    is_last = index + 1 == n
+    following = tl.load(order_ptr + point + 1, mask=inside & ~is_last, other=0)
+    is_last |= tl.load(column + following, mask=inside & ~is_last, other=0) == MISSING
+    tl.store(counts_ptr + front, distinct + 1, mask=present & is_last)
+    first = present & (previous != distinct)
     result = sorted_ptr + front * columns * padded + distinct
     for _ in range(columns):
         tl.store(result, tl.load(column + source, mask=first, other=0), mask=first)
         column += n
         result += padded
-    tl.atomic_max(counts_ptr + front, distinct + 1, mask=first)
 
 
 @triton.jit
@@ -579,7 +584,14 @@ def level_kernel(
     inside &= index < tl.load(counts_ptr + front, mask=inside, other=0)
     level = tl.load(levels_ptr + front * front_stride + index, mask=inside, other=0)
     rank = tl.load(ranks_ptr + front * padded + index, mask=inside, other=0)
-    tl.atomic_max(tops_ptr + front * n + level, rank + 1, mask=inside)
+    at = front * n + level
+    # One atomic for the many programs whose points all have the same violation.
+    highest = tl.max(tl.where(inside, at, -1), axis=0)
+    lowest = tl.min(tl.where(inside, at, highest), axis=0)
+    if lowest < highest:
+        tl.atomic_max(tops_ptr + at, rank + 1, mask=inside)
+    else:
+        tl.atomic_max(tops_ptr + highest, tl.max(tl.where(inside, rank + 1, 0), axis=0), mask=highest >= 0)
 
 
 @triton.jit(do_not_specialize=["fronts", "n", "columns", "padded"])
