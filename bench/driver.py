@@ -14,14 +14,14 @@ import gc
 import importlib.metadata
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.environment import busy_seconds
+from bench.environment import added_memory, busy_seconds
 
 Shape = tuple[int, ...]
 Inputs = tuple[Any, ...]
@@ -91,6 +91,7 @@ class Case:
     error: Callable[[Any, Inputs], float] | None = None  # of a result, where results are estimates
     threads: int | None = None  # of our call, where they are what is measured; None: the run's
     yardsticks: tuple[Yardstick, ...] = ()
+    memory: bool = False  # whether the memory that a call adds is measured too
     note: str = ""
 
 
@@ -102,6 +103,7 @@ class Operation:
     shapes: tuple[Shape, ...]  # ascending, so that a slow peer is foreseen
     case: Callable[[Shape, str], Case]
     devices: tuple[str, ...] = ("cpu", "cuda")
+    shapes_of: Mapping[str, tuple[Shape, ...]] = field(default_factory=dict)  # of variants with other shapes
     cuda_variants: tuple[str, ...] | None = None  # None: as on the CPU
     cuda_shapes: tuple[Shape, ...] | None = None
 
@@ -110,6 +112,12 @@ class Operation:
         if device == "cpu":
             return self.variants, self.shapes
         return self.cuda_variants or self.variants, self.cuda_shapes or self.shapes
+
+    def cases(self, device: str) -> Iterator[tuple[str, Shape]]:
+        variants, shapes = self.on(device)
+        for variant in variants:
+            own = self.shapes_of.get(variant, shapes) if device == "cpu" else shapes
+            yield from ((variant, shape) for shape in own)
 
 
 @dataclass
@@ -168,6 +176,8 @@ def rows_of(operation: Operation, shape: Shape, variant: str, settings: Settings
     try:
         pool = _Pool(case, settings)
         contenders["ours"] = _Contender(case.ours, pool.inputs, pool, settings)
+        if case.memory:
+            base["ours_added_mb"] = _added_mb(contenders["ours"], settings)
     except Exception as error:
         yield {**base, "peer": None, "status": "error", "detail": f"morlfast: {_say(error)}"}
         return
@@ -175,6 +185,8 @@ def rows_of(operation: Operation, shape: Shape, variant: str, settings: Settings
         if settings.peers is not None and peer.name not in settings.peers:
             continue
         row, contender = _admit(peer, operation.name, variant, case, contenders["ours"], pool, settings)
+        if case.memory and contender is not None and contender.repetitions > 0:
+            row["theirs_added_mb"] = _added_mb(contender, settings)
         rows.append(row)
         if contender is not None:
             contenders[peer.name] = contender
@@ -197,7 +209,8 @@ def rows_of(operation: Operation, shape: Shape, variant: str, settings: Settings
         if "cpu_median_ms" in times["ours"]:
             row["cpu_cost_in_units"] = times["ours"]["cpu_median_ms"] / times["unit"]["cpu_median_ms"]
         yield row
-        return
+        if not rows:
+            return
     for yardstick in case.yardsticks:
         one, more = (times[f"{yardstick.name}, {threads}"]["median_ms"] for threads in ("one", "more"))
         base.setdefault("machine", {})[yardstick.name] = one / more
@@ -215,6 +228,11 @@ def rows_of(operation: Operation, shape: Shape, variant: str, settings: Settings
             key = (operation.name, variant, case.series, row["peer"])
             settings.rates[key] = row["theirs"]["median_ms"] / 1000 / case.work
         yield row
+
+
+def _added_mb(contender: _Contender, settings: Settings) -> float | None:
+    added = added_memory(lambda: contender.call(*contender.inputs[0]), settings.device)
+    return None if added is None else added / 1e6
 
 
 def _say(error: BaseException) -> str:

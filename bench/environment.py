@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
+import gc
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,31 @@ def busy_seconds() -> float | None:
         return None
     user, nice, system, _idle, _wait, *interrupts_and_stolen = map(int, line.split()[1:9])
     return (user + nice + system + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
+
+
+def added_memory(call: Callable[[], object], device: str) -> int | None:
+    """Bytes that the process, or the GPU, holds at the peak of a call beyond those before it; None where unknown."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return int(torch.cuda.max_memory_allocated(device)) - before
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls gave back would be taken again, unseen
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is now
+        before = _resident("VmRSS")
+        call()
+        return max(0, _resident("VmHWM") - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def _resident(name: str) -> int:
+    found = re.search(rf"^{name}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"/proc/self/status: no {name}")
+    return int(found[1]) << 10
 
 
 def machine(device: str) -> str:

@@ -12,7 +12,8 @@ import torch
 from morlfast.hypervolume_approximation import approximate_hypervolume
 from torch import Tensor
 
-from bench.driver import Agreement, Case, Inputs, Operation, Peer, Shape, Unit, Yardstick, close
+from bench.driver import Agreement, Case, Inputs, Operation, Peer, Shape, Unit, close
+from bench.threads import case_on_threads
 
 SAME_VOLUME = close(rtol=1e-11)  # other libraries sum in another order
 KINDS = ("spherical", "linear", "convex", "cloud")
@@ -499,44 +500,14 @@ def approximation(shape: Shape, variant: str) -> Case:
 # --- threads ---
 
 
-def on_threads(count: int, call: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*inputs: Any) -> Any:
-        before = torch.get_num_threads()
-        torch.set_num_threads(count)
-        try:
-            return call(*inputs)
-        finally:
-            torch.set_num_threads(before)
-
-    return run
-
-
-def _yardsticks(threads: int) -> tuple[Yardstick, ...]:
-    source, target = torch.ones(2, 1 << 23, dtype=torch.float64)  # 64 MB each: beyond the caches
-    x = 2 + torch.rand(1 << 16, dtype=torch.float64)  # 512 kB: in cache
-    out = torch.empty_like(x)
-    work: dict[str, Callable[..., Any]] = {
-        "copy": lambda *_: target.copy_(source),
-        "arithmetic": lambda *_: torch.special.zeta(x, x, out=out),
-    }
-    return tuple(Yardstick(name, on_threads(1, call), on_threads(threads, call)) for name, call in work.items())
-
-
 def hypervolume_threads(shape: Shape, kind: str) -> Case:
-    threads, *front = shape
-    batch, n, m = front
-    call = partial(morlfast.hypervolume, maximize=False)
-    return Case(
-        setup=_setup(tuple(front), kind),
-        ours=on_threads(threads, call),
-        dtype="float64",
-        # No bit may depend on the number of threads.
-        peers=(Peer("morlfast on 1 thread", close(rtol=0), lambda: on_threads(1, call)),),
+    threads, batch, n, m = shape
+    return case_on_threads(
+        threads,
+        _setup((batch, n, m), kind),
+        partial(morlfast.hypervolume, maximize=False),
         moved_bytes=8 * batch * (n * m + 1),
         series=_unforeseen(shape),
-        threads=threads,
-        yardsticks=_yardsticks(threads),
-        note="wall times; copy: of 64 MB, arithmetic: zeta functions in cache; each on 1 thread over the same on all",
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from bench import advantages, hypervolume, overhead, pareto, tokens
+from bench import advantages, hypervolume, indicators, overhead, pareto, tokens, weights
 from bench.driver import Operation
 
 FAMILIES = {
     "hypervolume": hypervolume.OPERATIONS,
     "pareto": pareto.OPERATIONS,
+    "indicators": indicators.OPERATIONS,
+    "weights": weights.OPERATIONS,
     "advantages": advantages.OPERATIONS,
     "tokens": tokens.OPERATIONS,
     "overhead": overhead.OPERATIONS,

@@ -19,7 +19,7 @@ KEY = ("op", "variant", "shape", "dtype", "device", "threads", "peer")
 def line(row: Row) -> str:
     """One line of the table that HEADER opens."""
     peer = " ".join(filter(None, (row["peer"], row.get("peer_version")))) or "none"
-    ours, theirs = _times(row.get("ours")), _times(row.get("theirs"))
+    ours, theirs = (_times(row.get(who)) + _memory(row, who) for who in ("ours", "theirs"))
     limit = f"{row['share_of_limit']:.0%}" if "share_of_limit" in row else ""
     ratio = " ".join([f"{row['ratio']:.2f}", *_beside_the_ratio(row)]) if "ratio" in row else row["status"]
     cpu_ratio = f"{row['cpu_ratio']:.2f}" if "cpu_ratio" in row else ""
@@ -41,6 +41,11 @@ def _times(times: Row | None) -> str:
     if times is None:
         return ""
     return f"{_three(times['median_ms'])} ({_three(times['q20_ms'])} to {_three(times['q80_ms'])})"
+
+
+def _memory(row: Row, who: str) -> str:
+    added = row.get(f"{who}_added_mb")
+    return "" if added is None else f", {_three(added)} MB"
 
 
 def _target(row: Row) -> str:
@@ -98,7 +103,7 @@ def summary(rows: list[Row]) -> str:
         for variant, shape in dict.fromkeys((row["variant"], row["shape"]) for row in own):
             here = [row for row in own if (row["variant"], row["shape"]) == (variant, shape)]
             found = {_short(row["peer"]): row for row in here if row["peer"]}
-            ours = next((_three(row["ours"]["median_ms"]) for row in here if "ours" in row), here[0]["status"])
+            ours = next((_cell(row) for row in here if "ours" in row), here[0]["status"])
             cells = [_ratios(found[peer]) if peer in found else "" for peer in peers]
             costs = [f"{row['cost_in_units']:.2f}" + _target(row) for row in here if "unit" in row]
             table.append("| " + " | ".join([variant, shape, ours, *cells, *costs]) + " |")
@@ -110,13 +115,17 @@ def _short(peer: str | None) -> str:
     return (peer or "").removesuffix(" loop")
 
 
+def _cell(row: Row) -> str:
+    return _three(row["ours"]["median_ms"]) + _memory(row, "ours")
+
+
 def _ratios(row: Row) -> str:
     if "ratio" not in row:
         return str(row["status"])
     parts = [_three(row["ratio"]), *([f"({_three(row['cpu_ratio'])})"] if "cpu_ratio" in row else [])]
     if "errors" in row:
         parts.append("errors {ours:.1g} and {theirs:.1g}".format(**row["errors"]))
-    return " ".join([*parts, *_beside_the_ratio(row)])
+    return " ".join([*parts, *_beside_the_ratio(row)]) + _memory(row, "theirs")
 
 
 def plot(rows: list[Row], path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from functools import partial
 from pathlib import Path
@@ -41,8 +40,10 @@ def run(options: argparse.Namespace) -> int:
         if options.device.split(":")[0] not in op.devices:
             print(f"{op.name}: only on {', '.join(op.devices)}", file=sys.stderr)
             continue
-        variants, shapes = op.on(options.device)
-        for variant, own in itertools.product(variants, [shape[op.name]] if shape else shapes):
+        cases = op.cases(options.device)
+        if shape:
+            cases = ((variant, shape[op.name]) for variant in op.on(options.device)[0])
+        for variant, own in cases:
             for row in rows_of(op, own, variant, settings):
                 rows.append(row)
                 print(report.line(row), flush=True)
@@ -92,7 +93,12 @@ def chosen_peers(names: str, operations: list[Operation]) -> tuple[str, ...] | N
 
 
 def peers_of(operations: list[Operation]) -> list[str]:
-    cases = (op.case(shape, op.variants[0]) for op in operations for shape in (*op.shapes, *(op.cuda_shapes or ())))
+    cases = (
+        op.case(shape, variant)
+        for op in operations
+        for variant in op.variants
+        for shape in (*op.shapes_of.get(variant, op.shapes), *(op.cuda_shapes or ()))
+    )
     return list(dict.fromkeys(peer.name for case in cases for peer in case.peers))
 
 

@@ -18,10 +18,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench import hypervolume, pareto, report  # noqa: E402
+from bench import hypervolume, indicators, overhead, pareto, report, threads, weights  # noqa: E402
 from bench.__main__ import THREAD_VARIABLES, main  # noqa: E402
 from bench.__main__ import arguments as parse  # noqa: E402
 from bench.driver import Case, Operation, Peer, Row, Settings, Unit, Yardstick, close, failed, rows_of  # noqa: E402
+from bench.environment import added_memory  # noqa: E402
 from bench.operations import OPERATIONS  # noqa: E402
 from bench.run import run  # noqa: E402
 
@@ -161,6 +162,30 @@ def test_a_cost_needs_no_target() -> None:
     assert "costs" in report.line(row)
 
 
+def test_a_cost_stands_beside_ratios() -> None:
+    cost, ratio = measure(peer("sum", lambda x: x + x), unit=Unit("a sum", lambda x: x + x))
+    assert cost["peer"] is None
+    assert "cost_in_units" in cost
+    assert "ratio" not in cost
+    assert ratio["peer"] == "sum"
+    assert "ratio" in ratio
+    assert report.summary([cost, ratio]).splitlines()[0] == (
+        "| data: double | n | morlfast, ms | sum | cost in a sum |"
+    )
+
+
+def test_added_memory_is_that_of_the_peak() -> None:
+    added = added_memory(lambda: torch.ones(1 << 23).sum(), "cpu")  # 32 MB that are gone afterwards
+    if added is None:
+        pytest.skip("this system does not say")
+    assert 30e6 < added < 60e6
+    (row,) = measure(peer("sum", lambda x: x + x), memory=True)
+    assert row["ours_added_mb"] >= 0
+    assert row["theirs_added_mb"] >= 0
+    assert report.line(row).count(" MB") == 2
+    assert report.summary([row]).count(" MB") == 2
+
+
 def test_estimates_carry_their_errors() -> None:
     (row,) = measure(
         Peer("worse", close(rtol=0.5), lambda: lambda x: 2.2 * x),
@@ -184,7 +209,7 @@ def test_threads_are_measured_beside_the_machine() -> None:
 
 def test_a_call_on_other_threads_leaves_the_number_as_it_was() -> None:
     before = torch.get_num_threads()
-    assert hypervolume.on_threads(before + 1, torch.get_num_threads)() == before + 1
+    assert threads.on_threads(before + 1, torch.get_num_threads)() == before + 1
     assert torch.get_num_threads() == before
 
 
@@ -195,6 +220,17 @@ def test_a_gpu_has_its_own_shapes_where_they_are_named() -> None:
         _, shapes = OPERATIONS[name].on("cuda")
         assert {(4096, 128, m) for m in (2, 3, 4, 5)} | {(1, 100000, 3)} <= set(shapes)
     assert OPERATIONS["gdpo"].on("cuda") == OPERATIONS["gdpo"].on("cpu")
+
+
+def test_kinds_of_data_may_have_their_own_shapes() -> None:
+    operation = replace(double(()), variants=("uniform", "large"), shapes_of={"large": ((9,),)}, cuda_shapes=((7,),))
+    assert list(operation.cases("cpu")) == [("uniform", (8,)), ("large", (9,))]
+    assert list(operation.cases("cuda")) == [("uniform", (7,)), ("large", (7,))]
+    sorting = list(OPERATIONS["non_dominated_sort"].cases("cpu"))
+    for m in (2, 3, 4, 5, 7, 10):
+        for n in (50, 1000, 2000, 5000, 20000):
+            assert {("uniform", (n, m)), ("one-front", (n, m))} <= set(sorting)
+    assert {("many-fronts", (20000, 3)), ("many-fronts", (20000, 5)), ("uniform", (1000000, 3))} <= set(sorting)
 
 
 def test_every_input_is_fresh() -> None:
@@ -247,6 +283,20 @@ def test_fronts_are_what_they_are_called(kind: str) -> None:
     assert bool((ranks == 0).all()) == (kind != "cloud")
 
 
+@pytest.mark.parametrize(
+    ("kind", "feasible", "different"),
+    [
+        ("infeasible", range(1), range(300, 301)),
+        ("infeasible, 10 violations", range(1), range(2, 11)),
+        ("half infeasible", range(100, 200), range(100, 202)),
+    ],
+)
+def test_violations_are_what_they_are_called(kind: str, feasible: range, different: range) -> None:
+    _, violations = pareto.with_violations((300, 3), kind, torch.Generator().manual_seed(0))
+    assert int((violations <= 0).sum()) in feasible
+    assert len(violations.unique()) in different
+
+
 TINY = {
     "hypervolume": "3x12x4",
     "hypervolume_gradient": "3x12x4",
@@ -256,15 +306,40 @@ TINY = {
     "box_decomposition": "1x10x3",
     "approximate_hypervolume": "2x10x3",
     "hypervolume_threads": "2x4x16x5",
+    "non_dominated_sort": "40x3",
+    "non_dominated_sort_batch": "4x12x3",
+    "non_dominated_sort_half": "40x3",
+    "non_dominated_sort_constrained": "40x3",
+    "is_non_dominated": "40x3",
+    "dominance_counts": "40x3",
+    "crowding_distance": "40x3",
+    "pareto_archive": "20x5x3",
+    "non_dominated_sort_threads": "2x4x16x3",
+    "expected_utility": "10x20x3",
+    "maximum_utility_loss": "6x8x10x3",
+    "distance_to_reference": "10x20x3",
+    "sparsity": "20x3",
+    "indicator_threads": "2x10x20x3",
+    "riesz_weights": "4x2",
+    "weight_neighbors": "20x4x3",
+    "corner_weights": "8x3",
+    "corner_priorities": "4x8x3",
+    "linear_support": "5x3",
 }
+MEASURED = [*hypervolume.OPERATIONS, *pareto.OPERATIONS, *indicators.OPERATIONS, *weights.OPERATIONS]
 
 
-@pytest.mark.parametrize("operation", hypervolume.OPERATIONS, ids=lambda operation: operation.name)
-def test_peers_of_the_hypervolume_family_agree(operation: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("operation", MEASURED, ids=lambda operation: operation.name)
+def test_peers_agree(operation: Operation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hypervolume, "SAMPLES", 1 << 12)
     shape = tuple(map(int, TINY[operation.name].split("x")))
+    settings = SETTINGS
+    if operation not in hypervolume.OPERATIONS:  # those that take long to import have no part in this
+        quick = {"moocore", "pymoo", "pygmo", "NumPy", "torch all pairs", "SciPy sorted distances", "SciPy k-d tree"}
+        quick |= {f"{name} loop" for name in quick} | {"morlfast on 1 thread", "torch cdist and topk"}
+        settings = replace(SETTINGS, peers=tuple(quick) if operation.name != "riesz_weights" else ())
     for variant in operation.variants:
-        for row in rows_of(operation, shape, variant, SETTINGS):
+        for row in rows_of(operation, shape, variant, settings):
             assert row["status"] in ("ok", "alone", "not installed", "skipped"), row.get("detail")
             assert report.line(row).count("|") == report.HEADER.split("\n")[0].count("|")
 
@@ -289,7 +364,40 @@ def test_boxes_of_another_volume_disagree(region: str) -> None:
     assert agreement.problem(boxes, theirs[:, :, 1:], ()) is not None
 
 
-def test_a_case_runs_from_the_command_line_to_json_and_back(tmp_path: Path) -> None:
+def test_ranks_after_the_cut_are_one_more() -> None:
+    theirs = torch.tensor([0, 0, 1, 1, 2, 3])
+    agreement = pareto.same_ranks_until(3)
+    assert agreement.problem(torch.tensor([0, 0, 1, 1, 2, 2]), theirs, ()) is None
+    assert agreement.problem(theirs, theirs, ()) is not None
+    assert agreement.problem(torch.tensor([0, 0, 1, 1, 1, 1]), theirs, ()) is not None
+
+
+def test_a_lower_energy_agrees_and_a_higher_one_does_not() -> None:
+    spread, crowded = (torch.tensor([[x, 1 - x] for x in row]) for row in ((0.0, 0.5, 1.0), (0.0, 0.1, 1.0)))
+    agreement = weights.energy_not_worse(1e-3)
+    assert agreement.problem(spread, crowded, ()) is None
+    assert agreement.problem(spread, spread, ()) is None
+    assert agreement.problem(crowded, spread, ()) is not None
+
+
+def test_equally_far_neighbors_agree() -> None:
+    rows = torch.tensor([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]], dtype=torch.float64)
+    agreement = weights.same_distances()
+    ours = torch.tensor([[0, 1], [1, 0], [2, 1]])
+    assert agreement.problem(ours, [[0, 1], [1, 2], [2, 1]], (rows,)) is None
+    assert agreement.problem(ours, [[0, 2], [1, 2], [2, 1]], (rows,)) is not None
+
+
+def test_a_missing_corner_disagrees() -> None:
+    corners = torch.eye(3, dtype=torch.float64)
+    agreement = weights.same_corners()
+    assert agreement.problem(corners, corners.flip(0).numpy(), ()) is None
+    assert agreement.problem(corners, corners[:2].numpy(), ()) is not None
+    assert agreement.problem(corners, corners[[0, 1, 1]].numpy(), ()) is not None
+
+
+def test_a_case_runs_from_the_command_line_to_json_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "CALLS", 5)
     target = tmp_path / "results.json"
     common = ("--seconds", "0.002", "--json", str(target))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -309,7 +417,7 @@ def test_a_case_runs_from_the_command_line_to_json_and_back(tmp_path: Path) -> N
     grpo = [row for row in rows if row["op"] == "grpo"]
     assert [row["variant"] for row in grpo] == ["scored", "1 % NaN"]
     assert all(row["status"] == "ok" and row["ratio"] > 0 for row in grpo)
-    assert {row["target"] for row in rows if row["op"] == "overhead"} == {2.5, 5}
+    assert {row["target"] for row in rows if row["op"] == "overhead"} == {2.5, 5, None}
     for row in rows:
         assert row["threads"] == row["environment"]["threads"] == 1
         assert set(row["environment"]) >= {
