@@ -14,7 +14,10 @@ from torch import Tensor
 from morlfast._arguments import as_minimization, as_number, as_points, raise_for_nan, same_device
 
 # A constraint counts as tight where its slack is below this, in units of the objectives' ranges.
-_TIGHT = 1e-10
+_TIGHT = 1e-11
+
+# Bounds from both sides that differ by less than about this, in the same units, are the optimum.
+_AGREES = 1e-9
 
 # Beyond so many objectives there are more facets than linear programs.
 _MAX_HULL_OBJECTIVES = 6
@@ -86,7 +89,8 @@ def corner_priorities(
 
     The visited weights' best values v bound what any vector can attain. As a function of w the optimum is the lower
     convex envelope of the points (w_i, v_i), so one convex hull answers for all weights at once, when the extreme
-    weights are among the visited ones and m <= 6; otherwise there is one linear program a weight (HiGHS).
+    weights are among the visited ones and m <= 6. Each answer is checked from both sides by duality; where rounding in
+    the hull shows, and in all other cases, there is one linear program a weight (HiGHS).
 
     Args:
         weights: (K, m), >= 0, such as `corner_weights`; float32 or float64. Array-likes are taken too.
@@ -420,6 +424,10 @@ def _optimistic_values(weights: Tensor, visited: Tensor, bounds: Tensor, ranges:
     has_extremes = bool(is_extreme[is_extreme.sum(-1) == 1].any(0).all())
     if has_extremes and m <= _MAX_HULL_OBJECTIVES:
         return _lower_envelope(weights, visited, bounds, ranges)
+    return _by_programs(weights, visited, bounds)
+
+
+def _by_programs(weights: Tensor, visited: Tensor, bounds: Tensor) -> Tensor:
     linprog = _scipy("optimize").linprog
     values = []
     for weight in weights:
@@ -434,7 +442,9 @@ def _lower_envelope(weights: Tensor, visited: Tensor, bounds: Tensor, ranges: Te
     """The envelope of the points (visited, bounds), homogeneous of degree 1, at each weight."""
     ConvexHull = _scipy("spatial").ConvexHull
     m = weights.shape[1]
-    # The program in u_j / range_j, and with each row on the simplex: rows differ by factors only.
+    # The program in u_j / range_j, and with each row on the simplex: rows differ by factors only. Ranges that differ
+    # by more would press the weights together at a corner.
+    ranges = ranges.clamp(min=1e-6 * float(ranges.max()))
     rows = visited * ranges
     sizes = rows.sum(-1, keepdim=True)
     rows, heights = rows / sizes, bounds / sizes[:, 0]
@@ -452,15 +462,29 @@ def _lower_envelope(weights: Tensor, visited: Tensor, bounds: Tensor, ranges: Te
     below = torch.cat([rows[:, :-1], heights[:, None] / scale], dim=-1)
     summit = torch.tensor([[1 / m] * (m - 1) + [1.0]], dtype=torch.float64)
     hull = ConvexHull(torch.cat([below, summit]).numpy())
-    facets = torch.from_numpy(hull.equations).unique(dim=0)  # outward normal . x + offset <= 0
-    facets = facets[facets[:, m - 1] < -1e-12]
-    slopes = -facets[:, : m - 1] / facets[:, m - 1 : m]
-    offsets = -facets[:, m] / facets[:, m - 1]
+    simplices = torch.from_numpy(hull.simplices).long()
+    is_lower = (torch.from_numpy(hull.equations)[:, m - 1] < -1e-12) & (simplices < rows.shape[0]).all(-1)
+    simplices, heights = simplices[is_lower], heights / scale
+    # The plane through a facet's points: u = inverse @ heights; coordinates of a weight in it: y = weight @ inverse.
+    inverses, singular = torch.linalg.inv_ex(rows[simplices])
+    planes = (inverses @ heights[simplices][..., None])[..., 0]
+    # By duality a plane that no point lies under bounds the optimum from below, and a facet that holds the weight
+    # (y >= 0) bounds it from above: what Qhull's rounding got wrong shows, and goes to a linear program.
+    is_bound = (singular == 0) & (planes @ rows.T - heights <= _AGREES).all(-1)
+    inverses, planes = inverses[is_bound], planes[is_bound]
     highest = torch.full((queries.shape[0],), -math.inf, dtype=torch.float64)
+    certain = torch.zeros(queries.shape[0], dtype=torch.bool)
     size = max(1, 2**22 // max(1, queries.shape[0]))
-    for start in range(0, slopes.shape[0], size):
-        piece = slice(start, start + size)
-        highest = torch.maximum(highest, (queries[:, :-1] @ slopes[piece].T + offsets[piece]).amax(-1))
+    for start in range(0, planes.shape[0], size):
+        best, facet = (queries @ planes[start : start + size].T).max(-1)
+        inside = (queries[:, None] @ inverses[start + facet] >= -_AGREES).all(-1)[:, 0]
+        certain = torch.where(best > highest, inside, certain | (inside & (best == highest)))
+        highest = torch.maximum(highest, best)
+    # Where facets lie in one plane, the best one need not be the one that holds the weight.
+    for query in (~certain).nonzero()[:, 0].tolist():
+        holds = (queries[query] @ inverses >= -_AGREES).all(-1)
+        certain[query] = bool((holds & (planes @ queries[query] >= highest[query] - _AGREES)).any())
+    highest[~certain] = _by_programs(queries[~certain], rows, heights)
     return (highest * scale + queries @ at_corners) * query_sizes[:, 0]
 
 
