@@ -111,7 +111,8 @@ class Search {
     bool zero = false;
     for (int64_t i = 0; i < count; ++i)
       for (int64_t k = 0; k < m; ++k) {
-        const double q = sign * static_cast<double>(rows[i * queries_.row_stride + k * queries_.column_stride]);
+        const T query = rows[i * queries_.row_stride + k * queries_.column_stride];
+        const double q = sign * (static_cast<double>(query) + 0.0);  // a quotient by -0.0 is one by 0.0
         buffers.queries[(i / kBestQueries * m + k) * kBestQueries + i % kBestQueries] = q;
         zero |= q == 0;
       }

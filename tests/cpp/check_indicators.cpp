@@ -76,7 +76,7 @@ void check(Random& random) {
   for (int64_t b = 0; b < batch; ++b) {
     double largest = -kInf;
     for (int64_t i = 0; i < count; ++i) {
-      const auto q = [&](int64_t k) { return queries.at(b, {i, k}); };
+      const auto q = [&](int64_t k) { return queries.at(b, {i, k}) + 0.0; };
       double least = kInf;
       int64_t at = -1;
       bool nan = false;

@@ -40,6 +40,7 @@ void run_case(uint64_t seed) {
   check("box_decomposition", check_box_decomposition);
   check("hypervolume of many objectives", check_many_objectives);
   check("hypervolume of every row type", check_row_types);
+  check("best_points", check_best_points);
   check("non_dominated_sort", check_non_dominated_sort);
   check("group_advantages", check_group_advantages);
   check("select_tokens", check_select_tokens);
@@ -54,6 +55,7 @@ void run_fixed() {
   check("groups", check_groups);
   check("arguments of hypervolume", check_hypervolume_arguments);
   check("hypervolume of every row type", check_row_types);
+  check("arguments of best_points", check_best_points_arguments);
   check("arguments of non_dominated_sort", check_non_dominated_sort_arguments);
 }
 

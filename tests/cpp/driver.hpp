@@ -216,6 +216,8 @@ void check_box_decomposition(Random& random);
 void check_many_objectives(Random& random);
 void check_row_types(Random& random);
 void check_row_types();
+void check_best_points(Random& random);
+void check_best_points_arguments();
 void check_non_dominated_sort(Random& random);
 void check_non_dominated_sort_arguments();
 void check_group_advantages(Random& random);
