@@ -22,9 +22,10 @@ Work of m = 3: n WINDOW / 2 pairs within windows and, with two axes of about one
 2 n^2 / BUCKETS past them. For n = 10^6 that is 8e9 + 3e10 pairs of 2 comparisons instead of 5e11; at 6 instructions a
 pair and 64 a clock and multiprocessor, about 20 ms on 132 of them at 1.7 GHz. m > 3: at most n^2 / 2 pairs of m - 1
 comparisons, half of them skipped where objectives are independent. Steps that wait for each other: n / BLOCK launches,
-each as long as its first program takes to settle a block (BLOCK^2 pairs on one multiprocessor, about 5 us, and the
-fixpoints), and 2 for each window; for n = 10^6 about 4,000 in all, 30 ms or more. Memory O(n m). Before that a sort of
-each objective, about m / 2 sorts of pairs of them and, for n > WINDOW, two sorts of each of the one or two axes.
+each as long as its first program takes to settle a block (1.5 BLOCK^2 pairs on one multiprocessor, and for each SETTLED
+points as many rounds as their longest chain is long, at most SETTLED; by the instructions 6 to 20 us), and 2 for each
+window; for n = 10^6 about 4,000 in all, 25 to 80 ms. Memory O(n m). Before that a sort of each objective, about m / 2
+sorts of pairs of them and, for n > WINDOW, two sorts of each of the one or two axes.
 
 m = 1 is the lexicographic order alone. m = 2 takes the same way with one axis: patience sorting, O(n log n) on the CPU,
 is a chain of n steps, which blocks shorten to n / BLOCK.
