@@ -42,6 +42,9 @@ void run_case(uint64_t seed) {
   check("hypervolume of every row type", check_row_types);
   check("best_points", check_best_points);
   check("non_dominated_sort", check_non_dominated_sort);
+  check("is_non_dominated", check_is_non_dominated);
+  check("dominance_counts", check_dominance_counts);
+  check("is_dominated_by", check_is_dominated_by);
   check("group_advantages", check_group_advantages);
   check("select_tokens", check_select_tokens);
 }
@@ -56,7 +59,7 @@ void run_fixed() {
   check("arguments of hypervolume", check_hypervolume_arguments);
   check("hypervolume of every row type", check_row_types);
   check("arguments of best_points", check_best_points_arguments);
-  check("arguments of non_dominated_sort", check_non_dominated_sort_arguments);
+  check("arguments of the Pareto family", check_pareto_arguments);
 }
 
 int run(int argc, char** argv) {
