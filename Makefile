@@ -37,7 +37,7 @@ test: $(INSTALLED) $(VENV)/test.stamp ## the ordinary test suite
 SEPARATE := tests/triton tests/cuda tests/cuda_on_cpu tests/integrations
 
 .PHONY: integrations
-integrations: $(INSTALLED) $(VENV)/integrations.stamp ## drop-ins against pymoo, MORL-Baselines and BoTorch
+integrations: $(INSTALLED) $(VENV)/integrations.stamp ## drop-ins against pymoo, EvoX, EvoMO, MORL-Baselines and BoTorch
 	$(BIN)/python -m pytest tests/integrations
 
 # ---- how a kernel is trusted, without a GPU ----
