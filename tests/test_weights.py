@@ -719,6 +719,23 @@ def test_priorities_from_values_that_no_set_has(m):
     assert got.tolist() == pytest.approx([priority(row, points, visited, values) for row in w], abs=1e-9)
 
 
+@pytest.mark.parametrize("noise", [1e-15, 1e-12, 1e-10])
+@pytest.mark.parametrize("m", [3, 4, 5])
+def test_priorities_of_weights_visited_twice_up_to_rounding(m, noise):
+    """Corner weights that nearly coincide: facets of the hull that no floating-point code tells apart."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        points = np.abs(rng.standard_normal((6, m)))
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+        points = np.vstack([points, points + rng.normal(0, noise, points.shape)])
+        known = corners(points).numpy()[:60]
+        visited = np.vstack([np.eye(m), known, known + np.abs(rng.normal(0, noise, known.shape))])
+        values = (visited @ points.T).max(1)
+        w = rng.dirichlet(np.ones(m), 3)
+        got = corner_priorities(w, points, visited, maximize=True)
+        assert got.tolist() == pytest.approx([priority(row, points, visited, values) for row in w], abs=1e-7)
+
+
 def test_priorities_without_the_extreme_weights():
     rng = np.random.default_rng(0)
     points, visited = rng.random((4, 3)), rng.dirichlet(np.ones(3), 6)
