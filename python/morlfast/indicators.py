@@ -118,14 +118,15 @@ def maximum_utility_loss(
     _check_sense(maximize)
     sets = _as_sets(points, reference, "reference", lengths, mask, reference_lengths, nan)
     with_weights = _as_sets(sets.points.rows, weights, "weights", None, None, None, nan, looked_at=True)
-    own, queries = sets.points.like(with_weights.points), with_weights.others
-    reference_set = sets.others.like(with_weights.points)
+    # In float64: what float32 rounds off each utility would be all that is left of their difference.
+    own, queries = sets.points.like(with_weights.points).wide(), with_weights.others.wide()
+    reference_set = sets.others.like(with_weights.points).wide()
     best, best_of_reference = _utilities(own, queries, maximize), _utilities(reference_set, queries, maximize)
     if queries.rows.shape[-2] == 0:
-        return best.new_full(best.shape[:-1], math.inf)
+        return best.new_full(best.shape[:-1], math.inf, dtype=with_weights.points.rows.dtype)
     losses = best_of_reference - best if maximize else best - best_of_reference
     loss = torch.where(own.is_empty() | reference_set.is_empty(), math.inf, losses.amax(-1))
-    return reference_set.nan_if_nan(loss).to(queries.rows.dtype)
+    return reference_set.nan_if_nan(loss).to(with_weights.points.rows.dtype)
 
 
 def r2(
@@ -581,7 +582,7 @@ def spread(
     mean = parts.sum_of(distances) / number.clamp(min=1)
     uneven = parts.sum_of((distances - mean[..., None]).abs())
     bottom = to_ends + number * mean
-    worst = (counts < 2) | (bottom == 0) | bottom.isinf() | parts.let_in_rows(infinite).any(-1)
+    worst = (counts < 2) | (bottom == 0) | ~bottom.isfinite() | parts.let_in_rows(infinite).any(-1)
     value = torch.where(worst, math.inf, (to_ends + uneven) / torch.where(worst, 1, bottom))
     return ends.nan_if_nan(own.inf_if_empty_or_nan(value)).to(dtype)
 
@@ -675,6 +676,8 @@ def preference_entropy(
     tensor(0.6931, dtype=torch.float64)
     """
     eps = as_number(eps, "eps")
+    if not eps >= 0:
+        raise ValueError(f"eps: expected a number from 0 on, got {eps}")
     sets = _as_sets(points, reference, "reference", lengths, mask, reference_lengths, nan).detached()
     own, others = sets.points, sets.others
     batch, k = own.rows.shape[:-2], others.rows.shape[-2]
@@ -995,8 +998,8 @@ def _nearest_neighbours(own: _Set, norm: float) -> Tensor:
 
 
 def _finite(distances: Tensor) -> tuple[Tensor, Tensor]:
-    """Infinite ones as 0, so that derivatives stay finite, and where they were."""
-    infinite = distances.isinf()
+    """Infinite ones, and inf - inf, as 0, so that derivatives stay finite; and where they were."""
+    infinite = ~distances.isfinite()
     return torch.where(infinite, 0, distances), infinite
 
 
