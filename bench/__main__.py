@@ -18,6 +18,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m bench", description=__doc__)
     parser.add_argument("--op", default="all", help="operators or families, by commas (default: all)")
     parser.add_argument("--shape", help="one shape instead of the operator's own, such as 1000x64x3")
+    parser.add_argument("--data", help="kinds of data, by commas (default: all)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, default=1, help="of morlfast, torch and the peers (default: 1)")
     parser.add_argument("--peers", default="all", help="peers by commas, all (default) or none")

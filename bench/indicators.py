@@ -60,8 +60,6 @@ def expected_utility(shape: Shape, dtype: str) -> Case:
         dtype=dtype,
         peers=tuple(peers),
         moved_bytes=(8 if dtype == "float64" else 4) * (n + weights) * m,
-        operations=weights * n * m,
-        operations_are="W n m: the products",
         work=float(weights * n),
         note="NumPy: (weights @ points.T).max(1).mean()",
     )
@@ -90,8 +88,6 @@ def maximum_utility_loss(shape: Shape, _: str) -> Case:
             Peer("MORL-Baselines", same, load, "morl-baselines", prepare=as_lists, host=True),
         ),
         moved_bytes=8 * (n + k + weights) * m,
-        operations=weights * (n + k) * m,
-        operations_are="W (n + k) m: the products",
         work=float(weights * (n + k)),
     )
 
@@ -167,8 +163,6 @@ def distance_to_reference(shape: Shape, indicator: str) -> Case:
             if indicator in loads
         ),
         moved_bytes=8 * (n + k) * m,
-        operations=n * k * m,
-        operations_are="n k m: the differences",
         work=float(n * k),
         series=f"m={m}",
     )
@@ -194,8 +188,6 @@ def sparsity(shape: Shape, kind: str) -> Case:
             ),
         ),
         moved_bytes=8 * n * m,
-        operations=m * n * max(1, (n - 1).bit_length()),
-        operations_are="m n log2(n): the comparisons of one sort an objective",
         work=float(n),
         series=f"m={m}",
     )

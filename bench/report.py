@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +66,17 @@ def _three(value: float) -> str:
     return f"{value:.3g}" if 0.001 <= value < 1000 else f"{value:.0f}" if value >= 1000 else f"{value:.5f}"
 
 
-def merge(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows to a file, one a line, in place of earlier rows for the same measurement."""
+def merge(path: Path, rows: list[Row], whole_cases: bool = False) -> None:
+    """Write rows to a file, one a line, in place of earlier rows for the same measurement.
+
+    Rows of whole cases, which have all peers, also replace those of peers that are no longer measured.
+    """
     kept = {_key(row): row for row in (load(path) if path.exists() else [])}
+    if whole_cases:
+        cases = {_key(row)[:-1] for row in rows}
+        gone = [key for key in kept if key[:-1] in cases and key not in {_key(row) for row in rows}]
+        for key in gone:
+            del kept[key]
     kept.update((_key(row), row) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(_rounded(row)) for row in kept.values())

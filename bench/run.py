@@ -22,6 +22,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"--device {options.device}: torch finds no CUDA device")
+    if options.data is not None:
+        check_data(options.data, operations)
     torch.set_num_threads(options.threads)
     shape = {op.name: parsed(options.shape, op) for op in operations} if options.shape else {}
     settings = Settings(
@@ -44,11 +46,15 @@ def run(options: argparse.Namespace) -> int:
         if shape:
             cases = ((variant, shape[op.name]) for variant in op.on(options.device)[0])
         for variant, own in cases:
+            if options.data is not None and variant not in options.data.split(","):
+                continue
+            measured: list[Row] = []
             for row in rows_of(op, own, variant, settings):
-                rows.append(row)
+                measured.append(row)
                 print(report.line(row), flush=True)
-                if options.json is not None:
-                    report.merge(target, [row])
+            rows += measured
+            if options.json is not None:
+                report.merge(target, measured, whole_cases=settings.peers is None)
     if options.table:
         print(report.summary(report.load(target) if target.exists() else rows))
     if options.plot is not None:
@@ -76,6 +82,13 @@ def chosen_operations(names: str) -> list[Operation]:
             known = ", ".join([*OPERATIONS, *(family for family in FAMILIES if family not in OPERATIONS)])
             sys.exit(f"--op: expected some of {known}, got {name!r}")
     return list(chosen.values())
+
+
+def check_data(names: str, operations: list[Operation]) -> None:
+    known = list(dict.fromkeys(variant for op in operations for variant in op.variants))
+    for name in names.split(","):
+        if name not in known:
+            sys.exit(f"--data: expected some of {', '.join(known) or 'none'}, got {name!r}")
 
 
 def chosen_peers(names: str, operations: list[Operation]) -> tuple[str, ...] | None:

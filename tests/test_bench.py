@@ -425,8 +425,18 @@ def test_a_case_runs_from_the_command_line_to_json_and_back(tmp_path: Path, monk
             *("python", "torch", "numpy", "cuda"),
         }
     assert str(Path.home()) not in target.read_text()
-    assert command("--op", "grpo", "--shape", "64x2x8", *common) == 0
+    assert command("--op", "grpo", "--data", "scored", "--shape", "64x2x8", *common) == 0
     assert len(json.loads(target.read_text())) == len(rows)  # replaced, not repeated
+
+
+def test_rows_of_whole_cases_replace_those_of_peers_that_are_gone(tmp_path: Path) -> None:
+    target = tmp_path / "results.json"
+    both = measure(peer("sum", lambda x: x + x), peer("product", lambda x: x * 2))
+    report.merge(target, both, whole_cases=True)
+    report.merge(target, both[:1])
+    assert [row["peer"] for row in report.load(target)] == ["sum", "product"]
+    report.merge(target, both[:1], whole_cases=True)
+    assert [row["peer"] for row in report.load(target)] == ["sum"]
 
 
 def test_a_summary_has_a_ratio_only_where_the_row_has() -> None:
@@ -449,9 +459,10 @@ def test_a_plot_is_drawn_from_rows(tmp_path: Path) -> None:
         (["--op", "nothing"], "--op: expected some of hypervolume, "),
         (["--op", "gdpo", "--peers", "nobody"], "--peers: expected some of TRL, got 'nobody'"),
         (["--op", "gdpo", "--shape", "64x2"], "--shape: gdpo expects NxMxG, such as 256x8x16, got '64x2'"),
+        (["--op", "gdpo", "--data", "cubes"], "--data: expected some of scored, 1 % NaN, got 'cubes'"),
         (["--op", "gdpo", "--threads", "0"], "--threads: expected a positive number, got 0"),
     ],
-    ids=["op", "peer", "shape", "threads"],
+    ids=["op", "peer", "shape", "data", "threads"],
 )
 def test_errors_say_what_was_expected(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in THREAD_VARIABLES:
