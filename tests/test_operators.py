@@ -22,6 +22,7 @@ NAMES = [
     "dominance_counts",
     "is_dominated_by",
     "best_points",
+    "farthest_query",
     "group_advantages",
     "select_tokens",
 ]
@@ -66,6 +67,10 @@ def sets(points: torch.Tensor, **options: Any) -> dict[str, Any]:
 
 def best(queries: torch.Tensor, points: torch.Tensor, kind: int, **options: Any) -> dict[str, Any]:
     return {"queries": queries, "points": points, "kind": kind, "lengths": None, "with_rows": False} | options
+
+
+def farthest(queries: torch.Tensor, points: torch.Tensor, kind: int, **options: Any) -> dict[str, Any]:
+    return {"queries": queries, "points": points, "kind": kind, "lengths": None, "query_lengths": None} | options
 
 
 def group(rewards: torch.Tensor, **options: Any) -> dict[str, Any]:
@@ -132,6 +137,13 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         best(QUERIES.abs(), FRONTS, kind=5, lengths=RAGGED, with_rows=True),
         *(best(QUERIES[0, 0], FRONTS[0, 0], kind=kind) for kind in (1, 3, 4)),
         best(QUERIES, FRONTS[:, :, :0], kind=1, with_rows=True),
+    ],
+    "farthest_query": [
+        farthest(QUERIES, FRONTS, kind=3),
+        farthest(QUERIES.transpose(0, 1).float(), FRONTS.transpose(0, 1).float(), kind=2),
+        farthest(QUERIES, FRONTS, kind=4, lengths=RAGGED, query_lengths=torch.tensor([[5, 0], [1, 2], [4, 3]])),
+        *(farthest(QUERIES[0, 0].abs(), FRONTS[0, 0].abs(), kind=kind) for kind in (1, 5)),
+        farthest(QUERIES[:, :, :0], FRONTS, kind=1),
     ],
     "group_advantages": [
         group(normal(8), group_size=4),

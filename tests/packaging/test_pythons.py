@@ -28,6 +28,7 @@ def test_the_wheel_imports(version: str, installed: Path, tmp_path: Path, run_py
         "best_points",
         "box_decomposition",
         "dominance_counts",
+        "farthest_query",
         "group_advantages",
         "hypervolume",
         "hypervolume_contributions",
