@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from morlfast._arguments import as_minimization, as_number, as_points, raise_for_nan, same_device
+from morlfast._arguments import as_minimization, as_number, as_points, as_tensor, raise_for_nan, same_device
 
 # A constraint counts as tight where its slack is below this, in units of the objectives' ranges.
 _TIGHT = 1e-11
@@ -63,13 +63,13 @@ def corner_weights(points: Any, *, maximize: bool | Sequence[bool]) -> Tensor:
     points = _as_set(points, "points")
     values = _maximized(points, maximize)
     n, m = values.shape
-    extreme = torch.eye(m, dtype=torch.float64)
-    if n == 0 or m == 1:
-        corners = extreme
-    elif m == 2:
-        corners = torch.tensor(_corners_of_two_objectives(values.tolist()), dtype=torch.float64)
-    else:
-        corners = _corners(values)
+    with torch.device("cpu"):
+        if n == 0 or m == 1:
+            corners = torch.eye(m, dtype=torch.float64)
+        elif m == 2:
+            corners = torch.tensor(_corners_of_two_objectives(values.tolist()), dtype=torch.float64)
+        else:
+            corners = _corners(values)
     for j in reversed(range(m)):
         corners = corners[corners[:, j].argsort(stable=True)]
     return corners.to(dtype=points.dtype, device=points.device)
@@ -126,17 +126,19 @@ def corner_priorities(
             raise ValueError(f"{name}: expected weights >= 0 that are not all 0")
     at, known, seen = _on_host(weights), _maximized(points, maximize), _on_host(visited)
     if visited_values is not None:
-        bounds = torch.as_tensor(visited_values).to(dtype=torch.float64, device="cpu")
+        is_tensor = isinstance(visited_values, Tensor)
+        bounds = _on_host(visited_values if is_tensor else as_tensor(visited_values, "visited_values", device="cpu"))
         if bounds.shape != (seen.shape[0],) or not bool(bounds.isfinite().all()):
             raise ValueError(f"visited_values: expected {seen.shape[0]} finite numbers, got {visited_values!r:.80}")
         senses, _, _ = as_minimization(points[:0], maximize)
         bounds = bounds if senses else -bounds
     elif known.shape[0] > 0:
         bounds = (seen @ known.T).amax(-1)
-    if known.shape[0] == 0:
-        priorities = torch.full((at.shape[0],), math.inf, dtype=torch.float64)
-    else:
-        priorities = _optimistic_values(at, seen, bounds, _ranges(known)) - (at @ known.T).amax(-1)
+    with torch.device("cpu"):
+        if known.shape[0] == 0:
+            priorities = torch.full((at.shape[0],), math.inf, dtype=torch.float64)
+        else:
+            priorities = _optimistic_values(at, seen, bounds, _ranges(known)) - (at @ known.T).amax(-1)
     return priorities.to(dtype=weights.dtype, device=weights.device)
 
 
@@ -181,7 +183,7 @@ class LinearSupport:
         self.weight_support: list[Tensor] = []
         self.iteration = 0
         self.ols_ended = False
-        extreme = torch.eye(num_objectives, dtype=torch.float64)
+        extreme = torch.eye(num_objectives, dtype=torch.float64, device="cpu")
         self.queue: list[tuple[float, Tensor]] = [(math.inf, weight) for weight in extreme]
         self._generator = generator
 
@@ -198,8 +200,8 @@ class LinearSupport:
             gpi_values: for GPI-LS, a function from the corners (K, m) to the values (K, m) of the GPI policy at each.
 
         Returns:
-            (m,) float64. Equal priorities go to an extreme weight, then to the lexicographically first corner, except
-            for GPI-LS when all are 0: then one of them is drawn.
+            (m,) float64 on the CPU. Equal priorities go to an extreme weight, then to the lexicographically first
+            corner, except for GPI-LS when all are 0: then one of them is drawn.
         """
         if algo not in ("ols", "gpi-ls"):
             raise ValueError(f'algo: expected "ols" or "gpi-ls", got {algo!r}')
@@ -219,7 +221,7 @@ class LinearSupport:
             order = (corners.amax(-1) < 1).to(torch.int8).argsort(stable=True)
             order = order[priorities[order].argsort(descending=True, stable=True)]
             if algo == "gpi-ls" and len(order) > 0 and priorities[order[0]] == 0:
-                order = torch.randperm(len(order), generator=self._generator)
+                order = torch.randperm(len(order), generator=self._generator, device="cpu")
             self.queue = [(float(priorities[row]), corners[row]) for row in order.tolist()]
         self._say(f"coverage set: {len(self.ccs)} values; queue: {len(self.queue)} weights")
         if not self.queue:
@@ -302,7 +304,7 @@ class LinearSupport:
         return bool((new < _scalarized(visited, values).amax(-1)).all())
 
     def _sets(self) -> tuple[Tensor, Tensor]:
-        none = torch.empty((0, self.num_objectives), dtype=torch.float64)
+        none = torch.empty((0, self.num_objectives), dtype=torch.float64, device="cpu")
         return (
             torch.stack(self.ccs) if self.ccs else none,
             torch.stack(self.visited_weights) if self.visited_weights else none,
@@ -321,7 +323,7 @@ class LinearSupport:
         return (differences <= 1e-8).any(-1)
 
     def _vector(self, value: Any, name: str) -> Tensor:
-        vector = torch.as_tensor(value).detach().to(dtype=torch.float64, device="cpu")
+        vector = _on_host(value if isinstance(value, Tensor) else as_tensor(value, name, device="cpu"))
         if vector.shape != (self.num_objectives,) or not bool(vector.isfinite().all()):
             raise ValueError(f"{name}: expected {self.num_objectives} finite numbers, got {value!r:.80}")
         return vector.clone()

@@ -309,7 +309,7 @@ def _riesz_weights(
     if objectives == 2:
         best = _minimize_energy(simplex_lattice(2, count - 1, device=device)[None], power, iterations)[0][0]
     else:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
         best, energy = _lowest(*_minimize_energy(_far_apart(objectives, count, starts, generator, device), power, 100))
         if count > objectives:  # fewer stay at corners
             for _ in range(rounds):
@@ -328,8 +328,9 @@ def _samples(
     objectives: int, batch: int, count: int, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Drawn on the CPU, so that they are the same everywhere: uniform on the simplex, and on random faces of it."""
-    variates = torch.empty(batch, count, objectives, dtype=torch.float64).exponential_(generator=generator)
-    on_face = torch.rand(batch, count, objectives, generator=generator) < 0.5
+    shape, cpu = (batch, count, objectives), torch.device("cpu")
+    variates = torch.empty(shape, dtype=torch.float64, device=cpu).exponential_(generator=generator)
+    on_face = torch.rand(shape, dtype=torch.float32, device=cpu, generator=generator) < 0.5
     on_face[..., 0] |= ~on_face.any(-1)
     faces = variates * on_face
     inside = variates / variates.sum(-1, keepdim=True)
@@ -364,7 +365,7 @@ def _with_moved_rows(points: Tensor, power: float, generator: torch.Generator) -
     crowded = torch.logsumexp(between.log() * (-power / 2), -1).topk(min(_MOVES, n)).indices
     energies = torch.logsumexp(_squared_distances(candidates, points).log() * (-power / 2), -1)
     holes = energies.topk(_MOVES, largest=False).indices
-    holes = holes[torch.randint(_MOVES, (crowded.shape[0],), generator=generator).to(points.device)]
+    holes = holes[torch.randint(_MOVES, crowded.shape, device="cpu", generator=generator).to(points.device)]
     sets = points.repeat(crowded.shape[0], 1, 1)
     return sets.scatter_(1, crowded[:, None, None].expand(-1, 1, m), candidates[holes][:, None])
 
