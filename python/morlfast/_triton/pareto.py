@@ -1,7 +1,7 @@
 """Pareto sets on CUDA: non-dominated sorting, and comparisons of all pairs.
 
-Non-dominated sorting, rank(q) = max over p dominating q of rank(p) + 1, in a time that does not depend on the number
-of fronts. Fronts of at most SMALL points: 1 launch; one program a front compares all pairs once and iterates the
+Non-dominated sorting, rank(q) = max over p dominating q of rank(p) + 1, in a time that is bounded whatever the number
+of fronts is. Fronts of at most SMALL points: 1 launch; one program a front compares all pairs once and iterates the
 formula to its fixpoint. Larger ones:
 
 1. The values of each objective become int32 numbers, so that what follows knows neither dtypes nor -0.0 nor NaN and
@@ -22,7 +22,7 @@ Work of m = 3: n WINDOW / 2 pairs within windows and, with two axes of about one
 2 n^2 / BUCKETS past them. For n = 10^6 that is 8e9 + 3e10 pairs of 2 comparisons instead of 5e11; at 6 instructions a
 pair and 64 a clock and multiprocessor, about 20 ms on 132 of them at 1.7 GHz. m > 3: at most n^2 / 2 pairs of m - 1
 comparisons, half of them skipped where objectives are independent. Steps that wait for each other: n / BLOCK launches,
-each as long as its first program takes to settle a block (1.5 BLOCK^2 pairs on one multiprocessor, and for each SETTLED
+each as long as its first program takes to settle a block (2 BLOCK^2 pairs on one multiprocessor, and for each SETTLED
 points as many rounds as their longest chain is long, at most SETTLED; by the instructions 6 to 20 us), and 2 for each
 window; for n = 10^6 about 4,000 in all, 25 to 80 ms. Memory O(n m). Before that a sort of each objective, about m / 2
 sorts of pairs of them and, for n > WINDOW, two sorts of each of the one or two axes.
