@@ -192,6 +192,14 @@ PUBLIC: dict[str, tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]] 
         lambda z, w: morlfast.is_dominated_by(z, w, maximize=[True, False, True], weakly=True),
         (QUERIES, FRONTS[0, 0].float()),
     ),
+    "expected_utility": (
+        lambda z, w: morlfast.expected_utility(z, w, maximize=True, nan="worst"),
+        (FRONTS, normal(20, 3, seed=10).double().softmax(-1)),
+    ),
+    "epsilon_indicator": (
+        lambda z, r: morlfast.epsilon_indicator(z, r, maximize=False, nan="worst"),
+        (FRONTS, FRONTS[0, 0] - 0.5),
+    ),
     "group_advantages": (lambda r: morlfast.group_advantages(r, 4), (normal(8),)),
     "group_advantages gdpo": (
         lambda r, w, g: morlfast.group_advantages(r, group_ids=g, weights=w, method="gdpo"),
