@@ -215,6 +215,7 @@ OPERATIONS = (
         ("float64", "float32"),
         ((50, 1000, 3), (1000, 10000, 3), (1000, 10000, 6)),
         expected_utility,
+        cuda_shapes=((1000, 10000, 3),),
     ),
     Operation(
         "maximum_utility_loss",
@@ -222,6 +223,7 @@ OPERATIONS = (
         ("spherical",),
         ((50, 100, 100, 3), (1000, 1000, 10000, 3)),
         maximum_utility_loss,
+        cuda_shapes=((1000, 1000, 10000, 3),),
     ),
     Operation(
         "distance_to_reference",
@@ -229,8 +231,16 @@ OPERATIONS = (
         tuple(OURS),
         ((100, 1000, 3), (1000, 10000, 3)),
         distance_to_reference,
+        cuda_shapes=((1000, 10000, 3),),
     ),
-    Operation("sparsity", ("n", "m"), ("one-front",), ((100, 3), (1000, 3), (10000, 3)), sparsity),
+    Operation(
+        "sparsity",
+        ("n", "m"),
+        ("one-front",),
+        ((100, 3), (1000, 3), (10000, 3)),
+        sparsity,
+        cuda_shapes=((10000, 3),),
+    ),
     Operation(
         "indicator_threads",
         ("threads", "n", "k", "m"),

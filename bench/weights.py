@@ -269,6 +269,7 @@ OPERATIONS = (
         ("uniform",),
         ((1000, 10, 3), (2000, 20, 6), (10000, 20, 3)),
         weight_neighbors,
+        cuda_shapes=((10000, 20, 3),),
     ),
     Operation("corner_weights", ("n", "m"), ("spherical",), ((50, 2), (50, 3), (50, 6)), corner_weights, ("cpu",)),
     Operation(
