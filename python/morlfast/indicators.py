@@ -708,11 +708,15 @@ class _Set(NamedTuple):
 
     def like(self, other: _Set) -> _Set:
         """With the batch shape and dtype of `other`."""
-        batch, n = other.rows.shape[:-2], self.rows.shape[-2]
+        return self.spread_over(other.rows.shape[:-2], other.rows.dtype)
+
+    def spread_over(self, batch: tuple[int, ...], dtype: torch.dtype) -> _Set:
+        if self.rows.shape[:-2] == batch and self.rows.dtype is dtype:
+            return self
         return self._replace(
-            rows=self.rows.to(other.rows.dtype).expand(*batch, n, self.rows.shape[-1]),
+            rows=self.rows.to(dtype).expand(*batch, *self.rows.shape[-2:]),
             lengths=None if self.lengths is None else self.lengths.expand(batch).contiguous(),
-            let_in=None if self.let_in is None else self.let_in.expand(*batch, n),
+            let_in=None if self.let_in is None else self.let_in.expand(*batch, self.rows.shape[-2]),
         )
 
     def wide(self) -> _Set:
@@ -864,8 +868,11 @@ def _as_sets(
                 f"{tuple(other.rows.shape)}"
             ) from error
     dtype = torch.promote_types(own.rows.dtype, other.rows.dtype)
-    form = own._replace(rows=own.rows.to(dtype).expand(*batch, *own.rows.shape[-2:]))
-    return _Sets(own.like(form)._replace(looked_at=raises), other.like(form)._replace(looked_at=raises), raises)
+    return _Sets(
+        own.spread_over(batch, dtype)._replace(looked_at=raises),
+        other.spread_over(batch, dtype)._replace(looked_at=raises),
+        raises,
+    )
 
 
 def _check_sense(maximize: Any) -> None:
@@ -928,6 +935,8 @@ def _power(values: Tensor, exponent: float) -> Tensor:
     """values >= 0 to a power; where a value is 0 so is the derivative."""
     if exponent == 1:
         return values
+    if not _tracked(values):
+        return values.sqrt() if exponent == 0.5 else values.pow(exponent)
     zero = values == 0
     base = torch.where(zero, 1, values)
     return torch.where(zero, 0, base.sqrt() if exponent == 0.5 else base.pow(exponent))
@@ -959,7 +968,9 @@ def _average_distance(squares: Tensor, rows: _Set, p: float, mean: Mean) -> Tens
             value = _power(_mean(_power(squares / scale[..., None], p / 2), wide, math.inf), 1 / p) * scale.sqrt()
     if mean == "mean_after_root":
         value = value * rows.counts().clamp(min=1).double() ** (1 / p - 1)
-    return torch.where(rows.is_empty(), math.inf, value).to(dtype)
+    if rows.let_in is not None:  # the largest of none
+        value = torch.where(rows.is_empty(), math.inf, value)
+    return value.to(dtype)
 
 
 def _inverted(kind: int, sets: _Sets, p: float, mean: Mean) -> Tensor:
