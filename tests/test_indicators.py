@@ -36,6 +36,7 @@ INF = math.inf
 NAN = math.nan
 Rows = list[list[float]]
 best_points = torch.ops.morlfast.best_points.default
+farthest_query = torch.ops.morlfast.farthest_query.default
 
 # --- the operator: the best point for every query ---
 
@@ -208,6 +209,8 @@ def test_one_thread_and_two_give_the_same_bits(kind):
     finally:
         torch.set_num_threads(threads)
     assert all(map(torch.equal, alone, together))
+    if kind > 0:
+        assert torch.equal(farthest_query(q, p, kind), alone[0].amax(-1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -257,6 +260,62 @@ def test_pairs_without_a_value_are_as_if_not_there(kind, dtype):
                 value = NAN if np.isnan(q[i]).any() else table[i, row] if len(there) else NO_POINTS[kind]
                 assert values[i].item() == pytest.approx(value, nan_ok=True), (m, count, i, q[i])
                 assert rows[i].item() == row, (m, count, i, q[i])
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("kind", [1, 2, 3, 4, 5])
+def test_the_farthest_query_is_the_largest_of_all(kind, dtype):
+    """The same bits as all values have, although the search for a query may end early."""
+    for m in (1, 2, 3, 5, 12):
+        for queries, points in ((1, 1), (2, 130), (130, 2), (33, 64), (65, 129), (16, 17)):
+            for seed in range(3):
+                q, p = uniform(queries, m, seed=seed, dtype=dtype), uniform(points, m, seed=seed + 9, dtype=dtype)
+                if seed == 2:  # ties
+                    q, p = (4 * q).round() / 4, (4 * p).round() / 4
+                every, _ = best_points(q, p, kind)
+                got = farthest_query(q, p, kind)
+                assert got.shape == ()
+                assert got.dtype == dtype
+                assert got.item() == every.max().item(), (m, queries, points, seed)
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3, 4, 5])
+def test_the_farthest_query_of_ragged_batches(kind):
+    q, p = uniform(3, 2, 40, 4), uniform(3, 2, 33, 4, seed=1)
+    lengths, query_lengths = torch.tensor([[0, 1], [32, 33], [17, 5]]), torch.tensor([[3, 40], [0, 1], [39, 8]])
+    got = farthest_query(q, p, kind, lengths, query_lengths)
+    assert got.shape == (3, 2)
+    poisoned_q, poisoned_p = q.clone(), p.clone()
+    for i in range(3):
+        for j in range(2):
+            rows, every = query_lengths[i, j], best_points(q[i, j], p[i, j], kind, lengths[i, j])[0]
+            assert got[i, j].item() == (every[:rows].max().item() if rows > 0 else -INF)
+            poisoned_q[i, j, rows:], poisoned_p[i, j, lengths[i, j] :] = NAN, -INF
+    assert torch.equal(farthest_query(poisoned_q, poisoned_p, kind, lengths, query_lengths), got)
+    strided = q.transpose(0, 1), p.transpose(0, 1)
+    assert torch.equal(farthest_query(*strided, kind), farthest_query(q, p, kind).T)
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3, 4, 5])
+def test_the_farthest_query_of_nan_and_infinity(kind):
+    rng = np.random.default_rng(kind)
+    pool = np.array([NAN, INF, -INF, 0.0, -1.0, 1.0, 2.0])
+    share = np.array([1, 1, 1, 1, 8, 8, 8]) / 28
+    for m in (1, 2, 3, 7):
+        for _ in range(60):
+            q = rng.choice(pool, (rng.integers(0, 20), m), p=share)
+            if rng.random() < 0.7:
+                q = np.nan_to_num(q, nan=1.0, posinf=INF, neginf=-INF)
+            q, p = torch.tensor(q), torch.tensor(rng.choice(pool, (rng.integers(0, 40), m), p=share))
+            every, _ = best_points(q, p, kind)
+            expected = -INF if len(q) == 0 else every.max().item()  # torch's maximum keeps NaN
+            assert farthest_query(q, p, kind).item() == pytest.approx(expected, nan_ok=True), (q, p)
+
+
+def test_the_farthest_query_of_a_dot_product_is_an_error():
+    for kind in (0, -1, 6):
+        with pytest.raises((ValueError, RuntimeError), match="kind"):
+            farthest_query(uniform(2, 3), uniform(4, 3), kind)
 
 
 def sample(kind: int, **options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
