@@ -25,7 +25,7 @@ def pairs(queries: Tensor, points: Tensor, kind: int) -> Tensor:
     if kind == 3:
         excess = torch.where(p - q <= 0, 0.0, p - q) ** 2
         return sum((excess[..., k] for k in range(q.shape[-1])), start=torch.tensor(0.0, dtype=F64))
-    return (p - q if kind == 4 else p / q).amax(-1)
+    return (p - q if kind == 4 else p / (q + 0.0)).amax(-1)
 
 
 def expected(queries: Tensor, points: Tensor, kind: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -107,6 +107,22 @@ def test_float32_is_widened_before_anything_is_computed() -> None:
     points = 1 + draws([0.0, 1.0, 2.0], 20, 2, dtype=F32) * 2.0**-23
     for kind in KINDS:
         check(normal(4, 2, dtype=F32), points, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_the_farthest_query_is_the_largest_value(kind: int) -> None:
+    odd = [-INF, -1.0, -0.0, 0.0, 1.0, INF]
+    queries, points = draws(odd, 3, 5, 2), draws(odd, 3, 4, 2, seed=1)
+    queries[2, 1, 0] = NAN
+    lengths, query_lengths = torch.tensor([4, 2, 4]), torch.tensor([5, 3, 1])
+    values, _ = expected(queries, points, kind, lengths)
+    result = kernels.farthest_query(queries, points, kind, lengths, query_lengths)
+    largest = [own[:count].amax() for own, count in zip(values, query_lengths, strict=True)]
+    torch.testing.assert_close(result, torch.stack(largest), rtol=0, atol=0)
+    torch.testing.assert_close(
+        kernels.farthest_query(queries, points, kind, lengths), values.amax(-1), rtol=0, atol=0, equal_nan=True
+    )
+    assert (kernels.farthest_query(queries[:, :0], points, kind) == -INF).all()
 
 
 def test_empty_sets_and_queries() -> None:

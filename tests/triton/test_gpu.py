@@ -211,6 +211,8 @@ def test_best_points(sets: int, count: int, n: int, m: int, kind: int, dtype: to
             counted = None if lengths is None else lengths.cuda()
             result = best_points(queries.cuda(), points.cuda(), kind, counted, True)
             torch.testing.assert_close([x.cpu() for x in result], list(expected), rtol=0, atol=0, equal_nan=True)
+            if kind > 0:
+                same(torch.ops.morlfast.farthest_query.default, queries, points, kind, lengths)
 
 
 def best_value(queries: Tensor, points: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 A program goes over a share of the points of one set for a tile of queries and keeps each query's best value, and its
 row, in registers; a second launch joins the shares. Shares are more than one only where queries are too few to fill a
-GPU, and depend on shapes alone, so results repeat bit for bit.
+GPU, and depend on shapes alone, so results repeat bit for bit. The farthest query is the largest of these values.
 
 Floor: W n m terms of two or three float64 operations, whatever the dtype: float32 is widened, as on the CPU, so that
 the lowest row of equal values is the same one there. At least 32 operations a clock and multiprocessor on 8.0, 9.0 and
@@ -39,7 +39,7 @@ OPTIONS = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False, "maxnreg"
 @triton.jit
 def _joined(value, query_ptr, point_ptr, asked, exists, KIND: tl.constexpr):
     """Values [queries, points] after one objective more; NaN stays NaN."""
-    q = tl.load(query_ptr, mask=asked, other=1.0).to(tl.float64)[:, None]
+    q = tl.load(query_ptr, mask=asked, other=1.0).to(tl.float64)[:, None] + 0.0  # a quotient by -0.0 is one by 0.0
     p = tl.load(point_ptr, mask=exists, other=float("nan")).to(tl.float64)[None, :]
     if KIND == DOT_PRODUCT:
         return value - q * p  # of which the least is sought
@@ -241,3 +241,24 @@ def best_points(
             **OPTIONS,
         )
     return values, rows
+
+
+def farthest_query(
+    queries: Tensor,
+    points: Tensor,
+    kind: int,
+    lengths: Tensor | None = None,
+    query_lengths: Tensor | None = None,
+) -> Tensor:
+    """Implements ``morlfast::farthest_query`` for CUDA: (..., W, m) and (..., n, m) -> (...), from all best points."""
+    require(kind != DOT_PRODUCT.value, f"kind: expected 1 to {KINDS - 1}, got {kind}")
+    fits = query_lengths is None or query_lengths.shape == queries.shape[:-2]
+    require(fits, f"query_lengths: expected the batch shape {tuple(queries.shape[:-2])}")
+    values, _ = best_points(queries, points, kind, lengths)
+    count = values.shape[-1]
+    if count == 0:
+        return values.new_full(values.shape[:-1], -torch.inf)
+    if query_lengths is not None:
+        behind = torch.arange(count, device=values.device) >= query_lengths[..., None]
+        values.masked_fill_(behind, -torch.inf)
+    return values.amax(-1)
