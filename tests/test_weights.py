@@ -885,3 +885,91 @@ def test_gpi_linear_support_takes_the_weight_that_gains_most():
         support.next_weight(algo="gpi-ls")
     with pytest.raises(ValueError, match="algo"):
         support.next_weight(algo="hill-climbing")
+
+
+def test_linear_support_shows_what_it_holds():
+    support = LinearSupport(2)
+    assert support.num_objectives == 2
+    assert support.epsilon == 0.0
+    support.add_solution([4.0, 0.0], [1.0, 0.0])
+    support.add_solution(np.array([0.0, 4.0]), torch.tensor([0.0, 1.0]))
+    support.add_solution([3.0, 3.0], support.next_weight())
+    assert support.iteration == 3
+    assert [row.tolist() for row in support.visited_weights] == [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
+    assert [row.tolist() for row in support.get_weight_support()] == [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
+    assert all(row.dtype == F64 for row in (*support.ccs, *support.visited_weights))
+    first = support.next_weight()
+    left = support.get_corner_weights()
+    assert sorted([first.tolist(), *(row.tolist() for row in left)]) == [[0.25, 0.75], [0.75, 0.25]]
+    assert support.get_corner_weights(top_k=0) == []
+    held = support.get_weight_support()
+    held[0].fill_(NAN)
+    assert support.get_weight_support()[0].tolist() == [1.0, 0.0]
+
+
+def test_linear_support_without_epsilon_visits_every_corner():
+    points = np.array([[4.0, 0.0], [0.0, 4.0], [3.0, 3.0]])
+    seen = set()
+    support = LinearSupport(2, epsilon=None)
+    while (w := support.next_weight()) is not None:
+        assert tuple(w.tolist()) not in seen
+        seen.add(tuple(w.tolist()))
+        support.add_solution(points[(points @ w.numpy()).argmax()], w)
+    assert {(1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.25, 0.75), (0.75, 0.25)} <= seen
+    assert support.ended()
+
+
+def test_linear_support_of_one_objective():
+    support = LinearSupport(1)
+    assert support.next_weight().tolist() == [1.0]
+    support.add_solution([2.0], [1.0])
+    assert support.next_weight() is None
+    assert support.add_solution([3.0], [1.0]) == [0]
+    assert [row.tolist() for row in support.ccs] == [[3.0]]
+
+
+def test_linear_support_goes_the_same_way_each_time():
+    points = np.random.default_rng(0).random((12, 3))
+
+    def way() -> list[list[float]]:
+        support, weights = LinearSupport(3), []
+        while (w := support.next_weight()) is not None:
+            weights.append(w.tolist())
+            support.add_solution(points[(points @ w.numpy()).argmax()], w)
+        return weights
+
+    assert way() == way()
+
+
+def test_gpi_linear_support_draws_where_nothing_is_gained():
+    points = np.array([[4.0, 0.0], [0.0, 4.0], [3.0, 3.0]])
+    drawn = []
+    for seed in (0, 0, 1, 2, 3, 4):
+        support = LinearSupport(2, generator=generator(seed))
+        for row, w in zip(points, ([1.0, 0.0], [0.0, 1.0], [0.5, 0.5]), strict=True):
+            support.add_solution(row, w)
+
+        def best(w: torch.Tensor) -> torch.Tensor:
+            return torch.tensor(points)[(w @ torch.tensor(points).T).argmax(1)]
+
+        drawn.append(tuple(support.next_weight(algo="gpi-ls", gpi_values=best).tolist()))
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
+
+
+@pytest.mark.parametrize(
+    ("call", "argument"),
+    [
+        (lambda: LinearSupport(0), "num_objectives"),
+        (lambda: LinearSupport(2.5), "num_objectives"),
+        (lambda: LinearSupport(2).add_solution([1.0], [0.5, 0.5]), "value"),
+        (lambda: LinearSupport(2).add_solution([1.0, 2.0], [1.0]), "w"),
+        (lambda: LinearSupport(2).add_solution([1.0, NAN], [0.5, 0.5]), "value"),
+        (lambda: riesz_weights(3, 4, starts=0), "starts"),
+        (lambda: riesz_weights(3, 4, rounds=-1), "rounds"),
+        (lambda: riesz_weights(3, 4, iterations=-1), "iterations"),
+    ],
+)
+def test_what_linear_support_and_riesz_weights_cannot_take(call, argument):
+    with pytest.raises((ValueError, TypeError), match=rf"\b{argument}\b"):
+        call()
