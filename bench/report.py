@@ -150,7 +150,8 @@ def plot(rows: list[Row], path: Path) -> None:
         raise ValueError("nothing to plot: no row has a ratio")
     labels = {op: list(dict.fromkeys(_label(r) for r in rows if r["op"] == op)) for op in operations}
     peers = list(dict.fromkeys(_short(row["peer"]) for row in rows))
-    colours = {peer: f"C{index}" for index, peer in enumerate(peers)}
+    # Ten colours, then the same ones with another marker.
+    styles = {peer: {"color": f"C{index % 10}", "marker": "os^D"[index // 10 % 4]} for index, peer in enumerate(peers)}
     heights = [len(labels[op]) + 1 for op in operations]
     figure, panels = plt.subplots(
         len(operations),
@@ -167,7 +168,7 @@ def plot(rows: list[Row], path: Path) -> None:
                 [min(r["ratio"], r.get("cpu_ratio", r["ratio"])) for r in own],
                 [labels[op].index(_label(r)) for r in own],
             )
-            axes.plot(x, y, "o", markersize=4, color=colours[peer])
+            axes.plot(x, y, linestyle="", markersize=4, **styles[peer])
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_yticks(range(len(labels[op])), labels[op], fontsize=6)
         axes.set_ylim(len(labels[op]) - 0.5, -0.5)
@@ -178,10 +179,10 @@ def plot(rows: list[Row], path: Path) -> None:
     panels[-1, 0].set_xlabel(
         "peer's time / morlfast's, the smaller of wall and CPU times (right of 1: morlfast is faster)", fontsize=8
     )
-    marks = [Line2D([], [], marker="o", linestyle="", color=colours[peer], label=peer) for peer in peers]
+    marks = [Line2D([], [], linestyle="", label=peer, **styles[peer]) for peer in peers]
     where = rows[0]["environment"]
     title = f"{where['gpu'] or where['cpu']}, {rows[0]['threads']} thread(s)"
-    figure.legend(handles=marks, title=title, loc="outside upper center", ncols=len(peers), fontsize=7)
+    figure.legend(handles=marks, title=title, loc="outside upper center", ncols=min(len(peers), 7), fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
