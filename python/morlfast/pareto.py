@@ -74,8 +74,8 @@ def non_dominated_sort(
 
     CPU: O(n log n) for m <= 2; O(n log n log F) for m = 3, with F fronts; for more objectives divide and conquer that
     ends in bitsets of dominators, at most O(m n^2 / 64) word operations and far less for large n and few objectives.
-    GPU: O(m n^2) comparisons in tiles. On both O(n m) memory a set, and a time that does not grow with the number of
-    fronts.
+    GPU: blocks in lexicographic order, at most O(m n^2) comparisons and far fewer for m <= 3. On both O(n m) memory a
+    set, and a time that hardly depends on the number of fronts.
 
     Raises:
         TypeError: for a dtype that is neither float32, float64 nor an integer, and for arguments of other types.
