@@ -185,7 +185,7 @@ def rows_of(operation: Operation, shape: Shape, variant: str, settings: Settings
         if settings.peers is not None and peer.name not in settings.peers:
             continue
         row, contender = _admit(peer, operation.name, variant, case, contenders["ours"], pool, settings)
-        if case.memory and contender is not None and contender.repetitions > 0:
+        if case.memory and contender is not None:
             row["theirs_added_mb"] = _added_mb(contender, settings)
         rows.append(row)
         if contender is not None:
