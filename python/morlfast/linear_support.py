@@ -13,8 +13,10 @@ from torch import Tensor
 
 from morlfast._arguments import as_minimization, as_number, as_points, as_tensor, raise_for_nan, same_device
 
-# A constraint counts as tight where its slack is below this, in units of the objectives' ranges.
+# A constraint counts as tight where its slack is below this, in units of the objectives' ranges; where that leaves a
+# corner undetermined, below ten times as much, and so on.
 _TIGHT = 1e-11
+_TIGHT_AT_MOST = 1e-5
 
 # Bounds from both sides that differ by less than about this, in the same units, are the optimum.
 _AGREES = 1e-9
@@ -33,8 +35,9 @@ def corner_weights(points: Any, *, maximize: bool | Sequence[bool]) -> Tensor:
 
     Worked out in float64 on the host: for two objectives by a sweep with exact orientation tests, for more by Qhull on
     objectives that are scaled to unit range, whose corners are then solved for again from their tight constraints; a
-    constraint with slack below 1e-10 of the ranges is tight, and corners with the same tight constraints are one. No
-    coordinate is rounded, so that corners of sets on a fine scale, or far from zero, are not lost.
+    constraint with slack below 1e-11 of the ranges is tight (more, where points are equal but for that much noise), and
+    corners with the same tight constraints are one. No coordinate is rounded, so that corners of sets on a fine scale,
+    or far from zero, are not lost.
 
     Args:
         points: (n, m), float32 or float64, values of policies; array-likes are taken too. Dominated and equal points
@@ -375,7 +378,7 @@ def _corners(values: Tensor) -> Tensor:
     """Corners (K, m) of maximized values (n, m), m >= 3, by Qhull."""
     import numpy as np
 
-    HalfspaceIntersection = _scipy("spatial").HalfspaceIntersection
+    spatial = _scipy("spatial")
     n, m = values.shape
     ranges = _ranges(values)
     # With u_j proportional to w_j range_j, and each objective moved to end at 0, corners stay corners.
@@ -392,26 +395,38 @@ def _corners(values: Tensor) -> Tensor:
     halfspaces[n + m, m - 1] = 1
     halfspaces[n + m, m] = -2  # values lie in [-1, 0]
     inside = np.array([1 / m] * (m - 1) + [1.0])
-    vertices = torch.from_numpy(HalfspaceIntersection(halfspaces.numpy(), inside).intersections)
+    tolerance = _TIGHT
+    try:
+        intersections = spatial.HalfspaceIntersection(halfspaces.numpy(), inside).intersections
+    except spatial.QhullError:  # points equal up to rounding: joggled
+        intersections = spatial.HalfspaceIntersection(halfspaces.numpy(), inside, qhull_options="QJ").intersections
+    vertices = torch.from_numpy(intersections)
     vertices = vertices[vertices.isfinite().all(-1) & (vertices[:, -1] < 1)]
 
     # Which constraints are tight says which corner it is; equations for (u, v): scaled u - v = 0, u_j = 0, sum u = 1.
     u = torch.cat([vertices[:, :-1], 1 - vertices[:, :-1].sum(-1, keepdim=True)], dim=-1)
     slack = torch.cat([vertices[:, -1:] - u @ scaled.T, u], dim=-1)
-    tight = (slack <= _TIGHT).unique(dim=0)
     equations = torch.zeros(n + m + 1, m + 1, dtype=torch.float64)
     equations[:n, :m], equations[:n, m] = scaled, -1
     equations[n : n + m, :m] = torch.eye(m, dtype=torch.float64)
     equations[n + m, :m] = 1
-    # Normal equations would square the condition; QR of each corner's own rows, the rest zero.
-    active = torch.cat([tight, torch.ones(tight.shape[0], 1, dtype=torch.bool)], dim=-1)
-    most = int(active.sum(-1).max())
-    rows = active.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :most]
-    systems = equations[rows] * active.gather(-1, rows)[..., None]
-    right = (rows == n + m).double() * active.gather(-1, rows)
-    solved = torch.linalg.lstsq(systems, right[..., None]).solution[..., 0]
-    u = torch.where(tight[:, n:], 0.0, solved[:, :m]).clamp(min=0)
-    w = u / ranges
+    solved = []
+    while slack.shape[0] > 0 and tolerance <= _TIGHT_AT_MOST:
+        tight, corner = (slack <= tolerance).unique(dim=0, return_inverse=True)
+        active = torch.cat([tight, torch.ones(tight.shape[0], 1, dtype=torch.bool)], dim=-1)
+        most = max(int(active.sum(-1).max()), m + 1)
+        rows = active.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :most]
+        is_row = active.gather(-1, rows)
+        systems = equations[rows] * is_row[..., None]
+        right = (is_row & (rows == n + m)).double()[..., None]
+        solution, _, rank, _ = torch.linalg.lstsq(systems, right, rcond=1e-9, driver="gelsy")
+        is_corner = rank == m + 1
+        solved.append(torch.where(tight[is_corner, n:], 0.0, solution[is_corner, :m, 0]))
+        # Where points are nearly equal Qhull merges facets, and the corner lies farther from them.
+        is_left = ~is_corner[corner]
+        slack, u = slack[is_left], u[is_left]
+        tolerance *= 10
+    w = torch.cat([*solved, u]).clamp(min=0) / ranges
     return w / w.sum(-1, keepdim=True)
 
 
@@ -442,7 +457,7 @@ def _by_programs(weights: Tensor, visited: Tensor, bounds: Tensor) -> Tensor:
 
 def _lower_envelope(weights: Tensor, visited: Tensor, bounds: Tensor, ranges: Tensor) -> Tensor:
     """The envelope of the points (visited, bounds), homogeneous of degree 1, at each weight."""
-    ConvexHull = _scipy("spatial").ConvexHull
+    spatial = _scipy("spatial")
     m = weights.shape[1]
     # The program in u_j / range_j, and with each row on the simplex: rows differ by factors only. Ranges that differ
     # by more would press the weights together at a corner.
@@ -463,7 +478,10 @@ def _lower_envelope(weights: Tensor, visited: Tensor, bounds: Tensor, ranges: Te
     # A summit above the middle gives the hull an inside and shields its lower facets from those behind.
     below = torch.cat([rows[:, :-1], heights[:, None] / scale], dim=-1)
     summit = torch.tensor([[1 / m] * (m - 1) + [1.0]], dtype=torch.float64)
-    hull = ConvexHull(torch.cat([below, summit]).numpy())
+    try:
+        hull = spatial.ConvexHull(torch.cat([below, summit]).numpy())
+    except spatial.QhullError:  # weights visited twice up to rounding
+        return _by_programs(weights, visited, bounds)
     simplices = torch.from_numpy(hull.simplices).long()
     is_lower = (torch.from_numpy(hull.equations)[:, m - 1] < -1e-12) & (simplices < rows.shape[0]).all(-1)
     simplices, heights = simplices[is_lower], heights / scale
