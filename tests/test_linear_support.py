@@ -100,6 +100,21 @@ def test_corners_do_not_depend_on_scale_and_offset(m, scale, offset):
     torch.testing.assert_close(moved, corners, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("noise", [1e-15, 1e-13, 1e-12, 1e-11])
+def test_copies_equal_but_for_noise_leave_the_corners_where_they_are(noise):
+    points = front(7, 4)
+    generator = torch.Generator().manual_seed(0)
+    copies = points + noise * torch.randn(points.shape, dtype=torch.float64, generator=generator)
+    points = torch.cat([points, copies])
+    corners = corner_weights(points, maximize=True)
+    expected = corner_weights(points[:7], maximize=True)
+    assert (corners[:, None] - expected).abs().amax(-1).amin(0).max() < 1e-9
+    # Where a copy takes over from its original there may be more corners, but none without m tight constraints.
+    values = corners @ points.T
+    tight = (values.amax(-1, keepdim=True) - values < 1e-9).sum(-1) + (corners < 1e-9).sum(-1)
+    assert tight.min() >= 4
+
+
 def test_senses_mirror():
     points = front(9, 3)
     corners = corner_weights(points, maximize=True)
