@@ -176,7 +176,7 @@ class Search {
 };
 
 struct Columns {
-  std::vector<double> rows, columns, query;  // (n, m), (m, n up to a multiple of kLeastPoints), (m)
+  std::vector<double> rows, columns, queries;  // (n, m), (m, n up to a multiple of kLeastPoints), (count, m)
 
   bool worth_keeping() const { return columns.size() <= 1 << 16; }
 };
@@ -194,18 +194,18 @@ double farthest_of(const PointsView<T>& queries, const PointsView<T>& points, Be
   columns.assign(m * stride, kNan);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t k = 0; k < m; ++k) columns[k * stride + i] = rows[i * m + k];
-  q.resize(m);
+  q.resize(count * m);
+  load_rows(queries.front(b) + first * queries.row_stride, count, m, queries.row_stride, queries.column_stride, false,
+            q.data());
+  const bool queries_finite = all_finite(q.data(), count * m);
+  if (!queries_finite && first_nan_row(q.data(), count, m) >= 0) return kNan;
+  const bool zero = best == Best::largest_quotient && std::find(q.begin(), q.end(), 0.0) != q.end();
+  const bool ordinary = finite && queries_finite && !zero;
   double farthest = -kInf;
   int64_t from = 0;
-  for (int64_t i = first; i < first + count; ++i) {
-    load_rows(queries.front(b) + i * queries.row_stride, 1, m, queries.row_stride, queries.column_stride, false,
-              q.data());
-    if (first_nan_row(q.data(), 1, m) == 0) return kNan;
-    const bool zero = best == Best::largest_quotient && std::find(q.begin(), q.end(), 0.0) != q.end();
-    const bool ordinary = finite && !zero && all_finite(q.data(), m);
+  for (int64_t i = 0; i < count; ++i)
     farthest = std::max(farthest, simd().least_value(static_cast<int>(best), ordinary, columns.data(), stride, m,
-                                                     q.data(), farthest, &from));
-  }
+                                                     q.data() + i * m, farthest, &from));
   return farthest;
 }
 

@@ -399,16 +399,12 @@ def epsilon_indicator(
     if kind == "additive":
         sets = sets.minimized(maximize)
     else:
-        not_positive = [
-            (name, side.let_in_rows((side.rows <= 0).any(-1)))
-            for name, side in (("points", sets.points), ("reference", sets.others))
-        ]
         if not sets.points.rows.is_cuda and not torch.compiler.is_compiling():
-            for name, rows in not_positive:
-                if bool(rows.any()):
+            for name, side in (("points", sets.points), ("reference", sets.others)):
+                if bool((side.filled(side.rows, 1) <= 0).any()):
                     raise ValueError(f"{name}: expected values above 0 for the multiplicative epsilon indicator")
         else:
-            valid = ~(not_positive[0][1].any(-1) | not_positive[1][1].any(-1))
+            valid = ~(sets.points.has_not_positive() | sets.others.has_not_positive())
         senses = objective_senses(maximize, sets.points.rows.shape[-1])
         sets = sets.wide().transformed(lambda rows: _with_senses(rows, senses, torch.reciprocal))
     formula = _LARGEST_DIFFERENCE if kind == "additive" else _LARGEST_QUOTIENT
@@ -749,6 +745,9 @@ class _Set(NamedTuple):
 
     def has_nan(self) -> Tensor:
         return self.let_in_rows(self.rows.isnan().any(-1)).any(-1)
+
+    def has_not_positive(self) -> Tensor:
+        return self.let_in_rows((self.rows <= 0).any(-1)).any(-1)
 
     def nan_if_nan(self, value: Tensor) -> Tensor:
         return value if self.looked_at else torch.where(self.has_nan(), math.nan, value)
