@@ -18,7 +18,7 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 /// Queries that share one copy of the points. Each copy costs as much as a few queries.
-constexpr int64_t kManyQueries = 8 * kBestQueries, kFewQueries = kBestQueries;
+constexpr int64_t kManyQueries = int64_t{8} * kBestQueries, kFewQueries = kBestQueries;
 /// Doubles of points that are copied at a time: half a first-level cache.
 constexpr int64_t kBlock = 2048;
 /// Terms q_j p_j below which a parallel region costs more than the work.
