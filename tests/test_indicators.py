@@ -681,10 +681,10 @@ def test_gradients_of_coinciding_points_are_finite(name):
     assert points.grad.isfinite().all()
 
 
-COMPILED = ["expected_utility", "maximum_utility_loss", "r2", "igd p=2", "gd_plus", "average_hausdorff p=3"]
+COMPILED = ["maximum_utility_loss", "r2", "average_hausdorff p=3", "multiplicative epsilon", "spacing"]
 
 
-@pytest.mark.parametrize("name", [*COMPILED, "multiplicative epsilon", "sparsity", "spacing"])
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiles_without_a_break(name):
     one = INDICATORS[name]
     points, other = uniform(2, 6, 3), others(name, 3)
@@ -711,6 +711,7 @@ def test_compiles_for_any_number_of_points(name):
         torch.testing.assert_close(compiled(points, others(name, 3)), one.call(points, others(name, 3)))
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 def test_lists_and_arrays_are_taken():
     points, other = uniform(6, 3), reference_set(3)
     frozen = points.numpy().copy()

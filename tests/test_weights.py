@@ -201,7 +201,7 @@ def test_what_cannot_be_made_is_named(call, argument):
 
 
 # riesz_energy of what pymoo 0.6.2 returns, whatever the seed.
-PYMOO_ENERGIES = {(2, 20): 8.1621, (3, 10): 3.6231, (4, 25): 6.0970, (4, 56): 8.1458}
+PYMOO_ENERGIES = {(2, 20): 8.1621, (3, 10): 3.6231, (4, 56): 8.1458}
 
 
 @pytest.mark.parametrize(("m", "count"), PYMOO_ENERGIES)
