@@ -22,7 +22,7 @@ constexpr int64_t kManyQueries = int64_t{8} * kBestQueries, kFewQueries = kBestQ
 /// Doubles of points that are copied at a time: half a first-level cache.
 constexpr int64_t kBlock = 2048;
 /// Terms q_j p_j below which a parallel region costs more than the work.
-constexpr int64_t kParallelTerms = 1 << 18;
+constexpr int64_t kParallelTerms = 1 << 21;
 /// Queries whose farthest is looked for in one go.
 constexpr int64_t kSearchedQueries = 1024;
 

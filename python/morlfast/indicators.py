@@ -704,6 +704,8 @@ class _Set(NamedTuple):
 
     def like(self, other: _Set) -> _Set:
         """With the batch shape and dtype of `other`."""
+        if self.rows.dtype == other.rows.dtype and self.rows.shape[:-2] == other.rows.shape[:-2]:
+            return self
         return self.spread_over(other.rows.shape[:-2], other.rows.dtype)
 
     def spread_over(self, batch: tuple[int, ...], dtype: torch.dtype) -> _Set:
@@ -753,6 +755,8 @@ class _Set(NamedTuple):
         return value if self.looked_at else torch.where(self.has_nan(), math.nan, value)
 
     def inf_if_empty_or_nan(self, value: Tensor) -> Tensor:
+        if self.let_in is None and self.looked_at and self.rows.shape[-2] > 0:
+            return value
         worst = self.is_empty() if self.looked_at else self.is_empty() | self.has_nan()
         return torch.where(worst, math.inf, value)
 
@@ -800,6 +804,8 @@ def _raises(nan: NanPolicy | None, tensor: Tensor) -> bool:
 
 
 def _look_for_nan(rows: Tensor, name: str, let_in: Tensor | None) -> None:
+    if rows.is_meta:
+        return
     rows = rows.detach()
     if let_in is not None:
         rows = torch.where(let_in[..., None], rows, 0)

@@ -519,7 +519,9 @@ def _scipy(module: str) -> Any:
     try:
         return importlib.import_module(f"scipy.{module}")
     except ImportError as error:
-        raise ImportError("linear support needs SciPy for three and more objectives: pip install scipy") from error
+        raise ImportError(
+            "linear support needs SciPy for three and more objectives: pip install 'morlfast[convex]'"
+        ) from error
 
 
 # --- arguments ---
