@@ -1289,3 +1289,17 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
 def test_errors_name_the_argument(call, error, argument):
     with pytest.raises(error, match=rf"\b{argument}\b"):
         call()
+
+
+@pytest.mark.parametrize("name", ["gd", "igd", "average_hausdorff"])
+def test_infinite_padding_has_no_slope(name):
+    indicator = {"gd": gd, "igd": igd, "average_hausdorff": average_hausdorff}[name]
+    points, reference_points = torch.rand(5, 2, dtype=torch.float64), torch.rand(4, 2, dtype=torch.float64)
+    whole = [tensor.clone().requires_grad_() for tensor in (points, reference_points)]
+    expected = torch.autograd.grad(indicator(*whole), whole)
+    padding = torch.tensor([[math.inf, -math.inf], [math.inf, 0.0]], dtype=torch.float64)
+    padded = [torch.cat([tensor, padding]).requires_grad_() for tensor in (points, reference_points)]
+    value = indicator(*padded, lengths=torch.tensor(5), reference_lengths=torch.tensor(4))
+    for got, wanted in zip(torch.autograd.grad(value, padded), expected, strict=True):
+        torch.testing.assert_close(got[:-2], wanted)
+        assert (got[-2:] == 0).all()

@@ -905,7 +905,7 @@ def _best(kind: int, points: _Set, queries: _Set) -> Tensor:
     chosen = _rows_at(points.rows, rows.clamp(min=0)).double()
     found = rows >= 0
     chosen = torch.where(found[..., None], chosen, 0)
-    own = torch.where(found[..., None], queries.rows.double(), 0)
+    own = torch.where(found[..., None], queries.filled(queries.rows.double(), 0), 0)  # infinite padding has no slope
     return torch.where(found, _value_of_pair(kind, own, chosen), values)
 
 
