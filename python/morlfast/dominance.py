@@ -40,7 +40,7 @@ def lorenz_vectors(points: Any) -> Tensor:
     Returns:
         Tensor (..., n, m) with the dtype and device of ``points``; its last column is the sum over objectives.
         Differentiable; equal values share the gradient by the order of columns. Where a value is -inf all sums are
-        -inf. A NaN makes a NaN in the last column at least.
+        -inf; otherwise a NaN makes a NaN in the last column at least.
 
     O(n m log m).
 
@@ -187,8 +187,11 @@ def is_epsilon_non_dominated(
     places = _in_boxes(points, epsilon, maximize, kind)
     outside = places.isnan() & ~points.isnan()  # negative values have no logarithm
     rows, raises = counting_rows(points, lengths, mask, nan)
-    if raises and bool((outside & rows[..., None]).any()):
-        raise ValueError('points: expected values >= 0 for kind="multiplicative", got a negative one')
+    negative = (outside.any(-1) & rows).nonzero() if raises else []
+    if len(negative) > 0:
+        *batch, row = negative[0].tolist()
+        where = place_of_row(row, batch)
+        raise ValueError(f'points: expected values >= 0 for kind="multiplicative", got a negative one in {where}')
     rows = rows & ~outside.any(-1)
     # What a point dominates lies in its cell or in a worse one: nothing is lost, and rounding cannot keep it.
     rows = is_non_dominated(points, maximize=maximize, mask=rows, nan="worst")

@@ -823,12 +823,10 @@ def _as_rows(values: Any, name: str, lengths: Any, mask: Any, device: torch.devi
     own_lengths, let_in = as_lengths_or_mask(lengths, mask, rows, lengths_name)
     if own_lengths is not None:
         n = rows.shape[-2]
-        if (
-            not rows.is_cuda
-            and not torch.compiler.is_compiling()
-            and bool(((own_lengths < 0) | (own_lengths > n)).any())
-        ):
-            raise ValueError(f"{lengths_name}: expected values from 0 to {n}, got {own_lengths.tolist()}")
+        if not rows.is_cuda and not torch.compiler.is_compiling():
+            wrong = own_lengths[(own_lengths < 0) | (own_lengths > n)]
+            if len(wrong) > 0:
+                raise ValueError(f"{lengths_name}: expected values from 0 to {n}, got {int(wrong[0])}")
         let_in = torch.arange(n, device=rows.device) < own_lengths[..., None]
     return _Set(rows, own_lengths, let_in, own_lengths is None and let_in is not None, False)
 

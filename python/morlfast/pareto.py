@@ -25,6 +25,10 @@ from morlfast._arguments import (
 )
 
 
+# More points than there can be.
+_ALL = 1 << 62
+
+
 class Filtered(NamedTuple):
     """The points of each set that a filter keeps, in their order; a set with fewer than the most is padded."""
 
@@ -97,6 +101,7 @@ def non_dominated_sort(
         stop_after = as_integer(stop_after, "stop_after")
         if stop_after < 1:
             raise ValueError(f"stop_after: expected at least 1, got {stop_after}")
+        stop_after = min(stop_after, _ALL)
     violations = None if constraints is None else _total_violations(constraints, points)
     points, maximize, raises, lengths, mask = _as_sets(points, maximize, lengths, mask, nan)
     if violations is not None and nan != "worst" and not raises and not (nan is None and points.is_cuda):
@@ -286,7 +291,8 @@ def is_dominated_by(
     >>> is_dominated_by(torch.tensor([[2.0, 1.0], [2.0, 2.0], [3.0, 1.0]]), front, maximize=True)
     tensor([ True, False, False])
     """
-    points, others = as_points(points, least_objectives=1), as_points(others, "others")
+    points = as_points(points, least_objectives=1)
+    others = as_points(as_float32_or_64(others, "others", device=points.device), "others")
     same_device("points", points, "others", others)
     if others.shape[-1] != points.shape[-1]:
         raise ValueError(
