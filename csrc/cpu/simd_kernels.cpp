@@ -315,7 +315,7 @@ void standardize(double* values, int64_t rows, int64_t m, const double* __restri
 
 typedef double Lanes __attribute__((vector_size(kVectorBytes)));
 typedef int64_t Pieces __attribute__((vector_size(kVectorBytes)));
-constexpr int kLanes = kVectorBytes / 8;
+constexpr int64_t kLanes = kVectorBytes / 8;
 
 Lanes load(const double* values) {
   Lanes lanes;
@@ -372,34 +372,34 @@ constexpr bool kAdded = kBest == kDotProduct || kBest == kSquaredDistance || kBe
 // with many objectives a sum waits for itself.
 #if defined(__AVX512BW__)
 template <int kM>
-constexpr int kSharing = kM > 0 ? 1 : 4;
+constexpr int64_t kSharing = kM > 0 ? 1 : 4;
 #elif defined(__AVX2__)
 template <int kM>
-constexpr int kSharing = 4;
+constexpr int64_t kSharing = 4;
 #else
 template <int kM>
-constexpr int kSharing = 2;
+constexpr int64_t kSharing = 2;
 #endif
 
 /// kM objectives in registers, or with kM = 0 any number. kOrdinary: no part is NaN; else NaN in a part is the pair's.
 template <int kBest, int kM, bool kOrdinary>
 void best_points_of(const double* points, int64_t n, int64_t m, const double* queries, int64_t count,
                     int64_t first_piece, double* least_of, int64_t* piece_of) {
-  constexpr int kShare = kSharing<kM>;
+  constexpr int64_t kShare = kSharing<kM>;
   if (kM > 0) m = kM;
   for (int64_t i = 0; i < count; i += kShare * kLanes) {
     Lanes q[kM > 0 ? kM : 1][kShare], least[kShare];
     Pieces piece[kShare];
-    for (int k = 0; k < kM; ++k) __builtin_memcpy(q[k], queries + k * kBestQueries + i, sizeof q[k]);
+    for (int64_t k = 0; k < kM; ++k) __builtin_memcpy(q[k], queries + k * kBestQueries + i, sizeof q[k]);
     __builtin_memcpy(least, least_of + i, sizeof least);
     __builtin_memcpy(piece, piece_of + i, sizeof piece);
     for (int64_t start = 0; start < n; start += kBestPiece) {
       Lanes before[kShare];
-      for (int r = 0; r < kShare; ++r) before[r] = least[r];
+      for (int64_t r = 0; r < kShare; ++r) before[r] = least[r];
       const double* end = points + (n - start < kBestPiece ? n : start + kBestPiece) * m;
       for (const double* p = points + start * m; p < end; p += m) {
         if constexpr (kM > 0) {
-          for (int r = 0; r < kShare; ++r) {
+          for (int64_t r = 0; r < kShare; ++r) {
             Lanes value = part<kBest>(q[0][r], p[0]);
             for (int k = 1; k < kM; ++k) {
               const Lanes next = part<kBest>(q[k][r], p[k]);
@@ -409,9 +409,9 @@ void best_points_of(const double* points, int64_t n, int64_t m, const double* qu
           }
         } else {
           Lanes value[kShare];
-          for (int r = 0; r < kShare; ++r) value[r] = part<kBest>(load(queries + i + r * kLanes), p[0]);
+          for (int64_t r = 0; r < kShare; ++r) value[r] = part<kBest>(load(queries + i + r * kLanes), p[0]);
           for (int64_t k = 1; k < m; ++k) {
-            for (int r = 0; r < kShare; ++r) {
+            for (int64_t r = 0; r < kShare; ++r) {
               const Lanes next = part<kBest>(load(queries + k * kBestQueries + i + r * kLanes), p[k]);
               if (kAdded<kBest>)
                 value[r] += next;
@@ -421,10 +421,10 @@ void best_points_of(const double* points, int64_t n, int64_t m, const double* qu
                 value[r] = (value[r] != value[r]) | (next <= value[r]) ? value[r] : next;
             }
           }
-          for (int r = 0; r < kShare; ++r) least[r] = smaller(value[r], least[r]);
+          for (int64_t r = 0; r < kShare; ++r) least[r] = smaller(value[r], least[r]);
         }
       }
-      for (int r = 0; r < kShare; ++r)
+      for (int64_t r = 0; r < kShare; ++r)
         piece[r] = least[r] < before[r] ? Pieces{} + (first_piece + start / kBestPiece) : piece[r];
     }
     __builtin_memcpy(least_of + i, least, sizeof least);
@@ -471,14 +471,14 @@ Lanes part_of_points(double q, Lanes p) {
 
 template <int kBest, bool kOrdinary>
 double least_value_of(const double* columns, int64_t n, int64_t m, const double* query, double enough, int64_t* first) {
-  constexpr int kShare = kLeastPoints / kLanes;
+  constexpr int64_t kShare = kLeastPoints / kLanes;
   Lanes least = Lanes{} + __builtin_inf();
   int64_t i = *first;
   for (int64_t done = 0; done < n; done += kLeastPoints) {
     Lanes value[kShare];
-    for (int r = 0; r < kShare; ++r) value[r] = part_of_points<kBest>(query[0], load(columns + i + r * kLanes));
+    for (int64_t r = 0; r < kShare; ++r) value[r] = part_of_points<kBest>(query[0], load(columns + i + r * kLanes));
     for (int64_t k = 1; k < m; ++k) {
-      for (int r = 0; r < kShare; ++r) {
+      for (int64_t r = 0; r < kShare; ++r) {
         const Lanes next = part_of_points<kBest>(query[k], load(columns + k * n + i + r * kLanes));
         if (kAdded<kBest>)
           value[r] += next;
@@ -488,7 +488,7 @@ double least_value_of(const double* columns, int64_t n, int64_t m, const double*
           value[r] = (value[r] != value[r]) | (next <= value[r]) ? value[r] : next;
       }
     }
-    for (int r = 0; r < kShare; ++r) least = smaller(value[r], least);
+    for (const Lanes& own : value) least = smaller(own, least);
     const Pieces found = least <= Lanes{} + enough;
     int64_t any = 0;
     for (int j = 0; j < kLanes; ++j) any |= found[j];

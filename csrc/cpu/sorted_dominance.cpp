@@ -30,7 +30,10 @@ class RankLimit {
     if (stop_after_ == 0 || rank > limit_) return;
     settled_[rank] += weight_[i];
     count_ += weight_[i];
-    while (limit_ > 0 && count_ - settled_[limit_] >= stop_after_) count_ -= settled_[limit_--];
+    while (limit_ > 0 && count_ - settled_[limit_] >= stop_after_) {
+      count_ -= settled_[limit_];
+      --limit_;
+    }
   }
 
  private:
@@ -55,7 +58,8 @@ void rank_2(const double* z, int64_t n, RankLimit limit, int32_t* ranks) {
     }
     ranks[i] = static_cast<int32_t>(front);
     if (ranks[i] > limit.value()) continue;
-    if (front == fronts && ++fronts > latest.size()) latest.resize(latest.size() + kPadding, kInfinity);
+    if (front == latest.size()) latest.resize(front + kPadding, kInfinity);
+    fronts = std::max(fronts, front + 1);
     latest[front] = y;
     limit.settle(i, ranks[i]);
   }
