@@ -56,6 +56,44 @@ def hypervolume_family(points: Tensor, candidates: Tensor) -> None:
         check(f"box_decomposition {what} {region}", lambda p, region=region: box_volume(p, region), points)
 
 
+def pareto_family(points: Tensor, violations: Tensor, lengths: Tensor) -> None:
+    what = tuple(points.shape)
+    minimized: dict[str, Any] = {"maximize": False, "nan": "worst"}
+    check(f"non_dominated_sort {what}", lambda p: morlfast.non_dominated_sort(p, **minimized), points)
+    check(
+        f"non_dominated_sort {what} with constraints",
+        lambda p, v, n: morlfast.non_dominated_sort(p, constraints=v, stop_after=20, lengths=n, **minimized),
+        points,
+        violations,
+        lengths,
+    )
+    check(
+        f"is_non_dominated {what}",
+        lambda p, n: morlfast.is_non_dominated(p, deduplicate=True, lengths=n, **minimized),
+        points,
+        lengths,
+    )
+    check(f"dominance_counts {what}", lambda p: morlfast.dominance_counts(p, **minimized), points)
+    check(
+        f"is_dominated_by {what}",
+        lambda p, o: morlfast.is_dominated_by(p, o, **minimized),
+        points,
+        points[:, ::2],
+    )
+
+
+def indicators(points: Tensor, others: Tensor) -> None:
+    what = tuple(points.shape)
+    for kind in range(6):
+        check(
+            f"best_points {what} kind {kind}",
+            lambda q, p, kind=kind: torch.cat(torch.ops.morlfast.best_points(q, p, kind, None, True), -1),
+            others,
+            points,
+        )
+    check(f"farthest_query {what}", lambda q, p: torch.ops.morlfast.farthest_query(q, p, 4), others, points)
+
+
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -82,12 +120,17 @@ def main() -> None:
             lambda p: morlfast.hypervolume_subset(p, 5, 1.0, maximize=False, nan="worst"),
             torch.rand(2, 40, m, dtype=torch.float64, generator=generator),
         )
-    for shape in ((3, 70, 2), (1, 700, 3), (2, 90, 5)):
-        check(
-            f"non_dominated_sort {shape}",
-            lambda p: morlfast.non_dominated_sort(p, maximize=False, nan="worst"),
-            grid(*shape),
-        )
+    for shape in ((3, 60, 3), (3, 70, 2), (1, 700, 3), (2, 90, 5)):
+        points = grid(*shape)
+        points[0, 1, 0] = torch.nan
+        violations = torch.randint(0, 3, shape[:2], generator=generator).double()
+        pareto_family(points, violations, torch.randint(0, shape[1] + 1, shape[:1], generator=generator))
+        indicators(grid(*shape) + 1, grid(shape[0], 37, shape[2]) + 1)
+    check(  # more than one window
+        "non_dominated_sort (17000, 3)",
+        lambda p: morlfast.non_dominated_sort(p, maximize=False),
+        torch.rand(17000, 3, dtype=torch.float64, generator=generator),
+    )
     rewards = torch.randn(96, 3, generator=generator)
     rewards[5, 1] = torch.nan
     ids = torch.randint(0, 9, (96,), generator=generator)

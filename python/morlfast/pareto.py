@@ -24,7 +24,6 @@ from morlfast._arguments import (
     same_device,
 )
 
-
 # More points than there can be.
 _ALL = 1 << 62
 
