@@ -1480,3 +1480,35 @@ def test_fronts_need_integer_ranks(wrong):
 def test_fronts_need_a_dimension_of_rows():
     with pytest.raises(ValueError, match="ranks"):
         morlfast.fronts(torch.tensor(0))
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0, 50.0])
+def test_many_correlated_objectives_follow_the_definition(noise):
+    points = torch.arange(700.0, dtype=torch.float64)[:, None] + noise * torch.rand(700, 20, dtype=torch.float64)
+    ranks = morlfast.non_dominated_sort(points, maximize=False)
+    assert ranks.tolist() == reference.non_dominated_sort(points.numpy()).tolist()
+
+
+@pytest.mark.parametrize("name", ["non_dominated_sort", "is_non_dominated", "dominance_counts"])
+def test_masks_compile_without_a_break(name):
+    points, mask = torch.rand(20, 3, dtype=torch.float64), torch.rand(20) > 0.3
+    function = getattr(morlfast, name)
+    compiled = torch.compile(lambda z, m: function(z, maximize=True, mask=m), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(points, mask), function(points, maximize=True, mask=mask))
+
+
+@pytest.mark.parametrize("name", ["non_dominated_sort", "is_non_dominated", "dominance_counts"])
+def test_lengths_of_empty_sets_are_checked(name):
+    with pytest.raises(ValueError, match="lengths"):
+        getattr(morlfast, name)(torch.ones(2, 0, 2), maximize=True, lengths=torch.tensor([0, -1]))
+
+
+def test_bools_are_no_constraints():
+    for bools in ([True, False], torch.tensor([True, False])):
+        with pytest.raises(TypeError, match="constraints"):
+            morlfast.non_dominated_sort(torch.rand(2, 2), maximize=True, constraints=bools)
+
+
+def test_ranks_beyond_the_points_are_refused():
+    with pytest.raises(ValueError, match="ranks"):
+        morlfast.fronts(torch.tensor([0, 2**40]))

@@ -344,3 +344,8 @@ def test_morl_baselines_has_the_same_contents(rng):
             ours.insert(part)
         assert np.array_equal(theirs.evaluations, ours.points.numpy())
         assert theirs.individuals == ours.payload.tolist()
+
+
+def test_more_objectives_than_the_hypervolume_takes_are_refused():
+    with pytest.raises(ValueError, match="objectives"):
+        ParetoArchive(70, maximize=True, capacity=3, prune="hypervolume")

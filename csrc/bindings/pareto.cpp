@@ -15,19 +15,20 @@ struct Arguments {
   const Tensor& points;
   const std::optional<Tensor>& lengths;
   bool maximize, nan_raises;
+  int64_t work = points.numel();
   const char* argument = "points";
 };
 
 /// Calls f(sets) with the GIL released, where sets are those of the arguments in their dtype.
 template <class F>
 void with_sets(const Arguments& arguments, F&& f) {
-  const auto& [points, lengths, maximize, nan_raises, argument] = arguments;
+  const auto& [points, lengths, maximize, nan_raises, work, argument] = arguments;
   const int64_t* counted = checked_lengths(lengths, points);
   with_points_dtype(points, [&](auto zero) {
     using T = decltype(zero);
     const PointSets<T> sets{points_view<T>(points), counted, maximize, nan_raises ? NanPolicy::raise : NanPolicy::worst,
                             argument};
-    const GilRelease release(points.numel());
+    const GilRelease release(work);
     f(sets);
   });
 }
@@ -39,19 +40,8 @@ constexpr DLDataType kInt32{kDLInt, 32, 1}, kBool{kDLBool, 8, 1};
 
 const double* checked_violations(const std::optional<Tensor>& violations, const Tensor& points) {
   if (!violations) return nullptr;
-  require_cpu(*violations, "violations");
   if (!violations->is(kDLFloat, 64)) throw nb::type_error("violations: expected float64");
-  bool fits = violations->dims() == points.dims() - 1;
-  int64_t expected_stride = 1;
-  for (int d = violations->dims() - 1; fits && d >= 0; --d) {
-    fits =
-        violations->size(d) == points.size(d) && (violations->size(d) == 1 || violations->stride(d) == expected_stride);
-    expected_stride *= std::max<int64_t>(violations->size(d), 1);
-  }
-  if (!fits)
-    throw nb::value_error(("violations: expected one value a point and contiguous strides for points " +
-                           points.shape() + ", got " + violations->shape())
-                              .c_str());
+  require_contiguous(*violations, "violations", "one value a point", points, 1);
   return reinterpret_cast<const double*>(violations->data());
 }
 
@@ -87,10 +77,11 @@ Result dominated_by(const Tensor& points, const Tensor& others, bool maximize, b
   require_points(points);
   require_points_like(others, "others", points);
   Result result(points, points.leading(1), kBool);
-  with_sets({others, lengths, maximize, nan_raises, "others"}, [&](const auto& sets) {
-    using T = decltype(element_of(sets));
-    is_dominated_by(points_view<T>(points), sets, weakly, result.data<bool>());
-  });
+  with_sets({others, lengths, maximize, nan_raises, points.numel() * (1 + others.size(-2)), "others"},
+            [&](const auto& sets) {
+              using T = decltype(element_of(sets));
+              is_dominated_by(points_view<T>(points), sets, weakly, result.data<bool>());
+            });
   return result;
 }
 

@@ -127,20 +127,25 @@ void require_points_like(const Tensor& others, const char* argument, const Tenso
                               .c_str());
 }
 
-const int64_t* checked_lengths(const std::optional<Tensor>& lengths, const Tensor& points) {
-  if (!lengths) return nullptr;
-  require_cpu(*lengths, "lengths");
-  if (!lengths->is(kDLInt, 64)) throw nb::type_error("lengths: expected int64");
-  bool fits = lengths->dims() == points.dims() - 2;
+void require_contiguous(const Tensor& tensor, const char* argument, const char* expected, const Tensor& points,
+                        int drop) {
+  require_cpu(tensor, argument);
+  bool fits = tensor.dims() == points.dims() - drop;
   int64_t expected_stride = 1;
-  for (int d = lengths->dims() - 1; fits && d >= 0; --d) {
-    fits = lengths->size(d) == points.size(d) && (lengths->size(d) == 1 || lengths->stride(d) == expected_stride);
-    expected_stride *= std::max<int64_t>(lengths->size(d), 1);
+  for (int d = tensor.dims() - 1; fits && d >= 0; --d) {
+    fits = tensor.size(d) == points.size(d) && (tensor.size(d) == 1 || tensor.stride(d) == expected_stride);
+    expected_stride *= std::max<int64_t>(tensor.size(d), 1);
   }
   if (!fits)
-    throw nb::value_error(("lengths: expected the batch shape and contiguous strides for points " + points.shape() +
-                           ", got " + lengths->shape())
+    throw nb::value_error((std::string(argument) + ": expected " + expected + " and contiguous strides for points " +
+                           points.shape() + ", got " + tensor.shape())
                               .c_str());
+}
+
+const int64_t* checked_lengths(const std::optional<Tensor>& lengths, const Tensor& points) {
+  if (!lengths) return nullptr;
+  if (!lengths->is(kDLInt, 64)) throw nb::type_error("lengths: expected int64");
+  require_contiguous(*lengths, "lengths", "the batch shape", points, 2);
   return reinterpret_cast<const int64_t*>(lengths->data());
 }
 

@@ -106,6 +106,11 @@ void require_points(const Tensor& points);
 /// Checks a second set of points for each of the first: same device, dtype, batch shape and objectives.
 void require_points_like(const Tensor& others, const char* argument, const Tensor& points);
 
+/// Checks a contiguous tensor on the CPU whose shape is that of points without the last `drop` dimensions; `expected`
+/// as errors say it.
+void require_contiguous(const Tensor& tensor, const char* argument, const char* expected, const Tensor& points,
+                        int drop);
+
 /// The lengths of points (..., n, m), int64 of the batch shape, contiguous; nullptr without.
 const int64_t* checked_lengths(const std::optional<Tensor>& lengths, const Tensor& points);
 

@@ -28,9 +28,9 @@ void load_front(const PointsView<T>& points, int64_t b, int64_t rows, bool maxim
 }
 
 /// One set's number of points, as a caller gave it.
-inline int64_t checked_length(int64_t length, int64_t n) {
+inline int64_t checked_length(int64_t length, int64_t n, const char* argument = "lengths") {
   if (length < 0 || length > n)
-    throw std::invalid_argument("lengths: expected values from 0 to " + std::to_string(n) + ", got " +
+    throw std::invalid_argument(std::string(argument) + ": expected values from 0 to " + std::to_string(n) + ", got " +
                                 std::to_string(length));
   return length;
 }

@@ -224,7 +224,7 @@ void farthest_query(const PointsView<T>& queries, const PointsView<T>& points, B
     const Workspace<Columns> buffers(true);
     const int64_t b = i / shares, first = i % shares * kSearchedQueries;
     const int64_t n = lengths ? checked_length(lengths[b], points.n) : points.n;
-    const int64_t count = query_lengths ? checked_length(query_lengths[b], queries.n) : queries.n;
+    const int64_t count = query_lengths ? checked_length(query_lengths[b], queries.n, "query_lengths") : queries.n;
     farthest[i] = first < count ? farthest_of(queries, points, best, *buffers, b, first,
                                               std::min(kSearchedQueries, count - first), n)
                                 : -kInf;

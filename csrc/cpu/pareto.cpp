@@ -89,12 +89,19 @@ struct LexicographicRows {
   int64_t different() const { return static_cast<int64_t>(weight.size()); }
 };
 
+constexpr int64_t kKeptBytes = int64_t{8} << 20;
+
 struct Scratch {
   ComparableRows set;
   LexicographicRows ordered;
   SortedDominance dominance;
   std::vector<int32_t> by_violation, members, fronts;
   std::vector<double> rows, columns;
+
+  bool worth_keeping() const {
+    const size_t doubles = set.rows.capacity() + ordered.sorted.capacity() + rows.capacity() + columns.capacity();
+    return dominance.bytes() + static_cast<int64_t>(doubles * sizeof(double)) <= kKeptBytes;
+  }
 
   /// Ranks rows (n, m), the first front being `first`; returns the number behind the last front.
   int32_t rank(const double* points, int64_t n, int64_t m, const int32_t* source, int32_t first, int64_t stop_after,
@@ -155,8 +162,10 @@ void check_sets(const PointSets<T>& sets) {
     throw std::invalid_argument(std::string(sets.argument) + ": expected at least 1 objective, got " +
                                 std::to_string(m));
   if (n >= std::numeric_limits<int32_t>::max())
-    throw std::invalid_argument(std::string(sets.argument) + ": expected fewer than 2^31 points a set, got " +
+    throw std::invalid_argument(std::string(sets.argument) + ": expected fewer than 2^31 - 1 points a set, got " +
                                 std::to_string(n));
+  if (n == 0 && sets.lengths)  // no set will be loaded
+    for (int64_t b = 0; b < sets.points.batch; ++b) checked_length(sets.lengths[b], 0);
 }
 
 /// Calls body(b, scratch) for each set.
@@ -166,7 +175,7 @@ void for_each_set(const PointSets<T>& sets, const Body& body) {
   const int64_t batch = sets.points.batch, n = sets.points.n;
   if (n == 0) return;  // however many sets there are
   parallel_for(batch, batch * n >= kParallelPoints, [&](int64_t b) {
-    const Workspace<Scratch> scratch(n <= kKeptRows);
+    const Workspace<Scratch> scratch(true);
     body(b, *scratch);
   });
 }
@@ -246,7 +255,7 @@ void is_dominated_by(const PointsView<T>& points, const PointSets<T>& others, bo
   check_sets(others);
   if (n == 0) return;
   parallel_for(points.batch, points.batch * n * others.points.n * m >= kParallelTerms, [&](int64_t b) {
-    const Workspace<Scratch> scratch(n + others.points.n <= kKeptRows);
+    const Workspace<Scratch> scratch(true);
     ComparableRows& set = scratch->set;
     set.load(others, b, nullptr);
     const int64_t size = set.size();

@@ -353,8 +353,8 @@ Lanes larger(Lanes a, Lanes b) {
 enum { kDotProduct, kChebyshev, kSquaredDistance, kSquaredExcess, kLargestDifference, kLargestQuotient };
 
 /// One objective's part of the value; of the first kinds the parts are added, of the others the largest counts.
-template <int kBest>
-Lanes part(Lanes q, double p) {
+template <int kBest, class Q, class P>  // of which one is Lanes and the other may be a double
+Lanes part(Q q, P p) {
   if constexpr (kBest == kDotProduct || kBest == kChebyshev) return q * p;
   if constexpr (kBest == kSquaredDistance) return (q - p) * (q - p);
   if constexpr (kBest == kSquaredExcess) {
@@ -367,6 +367,14 @@ Lanes part(Lanes q, double p) {
 
 template <int kBest>
 constexpr bool kAdded = kBest == kDotProduct || kBest == kSquaredDistance || kBest == kSquaredExcess;
+
+/// The value with one part more; kOrdinary: no part is NaN, else NaN in a part stays.
+template <int kBest, bool kOrdinary>
+Lanes joined(Lanes value, Lanes next) {
+  if constexpr (kAdded<kBest>) return value + next;
+  if constexpr (kOrdinary) return larger(next, value);
+  return (value != value) | (next <= value) ? value : next;
+}
 
 // Vectors of queries that share the loads of a point: a load that feeds one operation is free with 512-bit vectors, but
 // with many objectives a sum waits for itself.
@@ -403,7 +411,7 @@ void best_points_of(const double* points, int64_t n, int64_t m, const double* qu
             Lanes value = part<kBest>(q[0][r], p[0]);
             for (int k = 1; k < kM; ++k) {
               const Lanes next = part<kBest>(q[k][r], p[k]);
-              value = kAdded<kBest> ? value + next : larger(next, value);
+              value = joined<kBest, true>(value, next);
             }
             least[r] = smaller(value, least[r]);
           }
@@ -413,12 +421,7 @@ void best_points_of(const double* points, int64_t n, int64_t m, const double* qu
           for (int64_t k = 1; k < m; ++k) {
             for (int64_t r = 0; r < kShare; ++r) {
               const Lanes next = part<kBest>(load(queries + k * kBestQueries + i + r * kLanes), p[k]);
-              if (kAdded<kBest>)
-                value[r] += next;
-              else if (kOrdinary)
-                value[r] = larger(next, value[r]);
-              else
-                value[r] = (value[r] != value[r]) | (next <= value[r]) ? value[r] : next;
+              value[r] = joined<kBest, kOrdinary>(value[r], next);
             }
           }
           for (int64_t r = 0; r < kShare; ++r) least[r] = smaller(value[r], least[r]);
@@ -457,18 +460,6 @@ void best_points(int best, bool ordinary, const double* points, int64_t n, int64
   kOf[best](ordinary, points, n, m, queries, count, first_piece, least, pieces);
 }
 
-template <int kBest>
-Lanes part_of_points(double q, Lanes p) {
-  if constexpr (kBest == kChebyshev) return q * p;
-  if constexpr (kBest == kSquaredDistance) return (q - p) * (q - p);
-  if constexpr (kBest == kSquaredExcess) {
-    const Lanes excess = larger(Lanes{}, p - q);
-    return excess * excess;
-  }
-  if constexpr (kBest == kLargestDifference) return p - q;
-  return p / q;
-}
-
 template <int kBest, bool kOrdinary>
 double least_value_of(const double* columns, int64_t n, int64_t m, const double* query, double enough, int64_t* first) {
   constexpr int64_t kShare = kLeastPoints / kLanes;
@@ -476,16 +467,11 @@ double least_value_of(const double* columns, int64_t n, int64_t m, const double*
   int64_t i = *first;
   for (int64_t done = 0; done < n; done += kLeastPoints) {
     Lanes value[kShare];
-    for (int64_t r = 0; r < kShare; ++r) value[r] = part_of_points<kBest>(query[0], load(columns + i + r * kLanes));
+    for (int64_t r = 0; r < kShare; ++r) value[r] = part<kBest>(query[0], load(columns + i + r * kLanes));
     for (int64_t k = 1; k < m; ++k) {
       for (int64_t r = 0; r < kShare; ++r) {
-        const Lanes next = part_of_points<kBest>(query[k], load(columns + k * n + i + r * kLanes));
-        if (kAdded<kBest>)
-          value[r] += next;
-        else if (kOrdinary)
-          value[r] = larger(next, value[r]);
-        else
-          value[r] = (value[r] != value[r]) | (next <= value[r]) ? value[r] : next;
+        const Lanes next = part<kBest>(query[k], load(columns + k * n + i + r * kLanes));
+        value[r] = joined<kBest, kOrdinary>(value[r], next);
       }
     }
     for (const Lanes& own : value) least = smaller(own, least);

@@ -375,6 +375,7 @@ class Conquest {
     if (lowest == highest) return conquer(sources, targets, last);
     const int32_t lower = middle < highest ? middle : middle - 1;
     const auto low = [&](int32_t i) { return place[i] <= lower; };
+    if (place[source[sources.size - 1]] <= lower && lower < place[target[0]]) return conquer(sources, targets, last);
     const auto [low_sources, high_sources] = split(sources, objectives, low);
     const auto [low_targets, high_targets] = split(targets, objectives, low);
     conquer(high_sources, high_targets, objectives);
@@ -483,6 +484,12 @@ class Conquest {
   int32_t* values_;
   size_t top_ = 0;
 };
+
+int64_t SortedDominance::bytes() const {
+  const size_t doubles = columns_.capacity() + above_.capacity() + running_.capacity() + rows_.capacity();
+  const size_t numbers = places_.capacity() + lists_.capacity() + bit_.capacity() + row_.capacity();
+  return static_cast<int64_t>(doubles * sizeof(double) + numbers * sizeof(int32_t));
+}
 
 void SortedDominance::load_columns(const double* points, int64_t n, int64_t m, int64_t columns) {
   columns_.assign(columns * n + kBehind, 0);

@@ -18,6 +18,9 @@ class SortedDominance {
   /// counts[i] = number of points before point i that are nowhere worse; points may be equal.
   void count(const double* points, int64_t n, int64_t m, int32_t* counts);
 
+  /// What the buffers hold.
+  int64_t bytes() const;
+
  private:
   template <class Goal>
   friend class Conquest;

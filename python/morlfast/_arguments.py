@@ -32,6 +32,8 @@ def as_float32_or_64(values: Any, name: str, **options: Any) -> Tensor:
     else:
         dtype = None if hasattr(values, "dtype") else torch.float64  # Python's floats are doubles
         tensor = as_tensor(values, name, dtype=dtype, **options)
+        if dtype is not None and as_tensor(values, name).dtype is torch.bool:
+            raise TypeError(f"{name}: expected float32, float64 or integers, got bools")
     dtype = tensor.dtype
     if dtype is torch.float64 or dtype is torch.float32:
         return tensor
@@ -40,9 +42,11 @@ def as_float32_or_64(values: Any, name: str, **options: Any) -> Tensor:
     return tensor.to(torch.float64)
 
 
-def as_points(points: Any, name: str = "points", *, least_objectives: int = 0) -> Tensor:
+def as_points(
+    points: Any, name: str = "points", *, least_objectives: int = 0, device: torch.device | None = None
+) -> Tensor:
     """A float32 or float64 tensor (..., n, m)."""
-    tensor = as_float32_or_64(points, name)
+    tensor = as_float32_or_64(points, name) if device is None else as_float32_or_64(points, name, device=device)
     if tensor.dim() < 2:
         raise ValueError(f"{name}: expected shape (..., n, m), got {tuple(tensor.shape)}")
     if tensor.shape[-1] < least_objectives:
@@ -100,6 +104,15 @@ def as_lengths_or_mask(
     return None, None
 
 
+def check_lengths(lengths: Tensor, n: int, name: str = "lengths") -> None:
+    """ValueError for the first that is not in 0..n, where looking costs nothing."""
+    if lengths.is_cuda or torch.compiler.is_compiling():
+        return
+    wrong = lengths[(lengths < 0) | (lengths > n)]
+    if len(wrong) > 0:
+        raise ValueError(f"{name}: expected values from 0 to {n}, got {int(wrong[0])}")
+
+
 def masked(points: Tensor, mask: Tensor | None, maximize: bool) -> Tensor:
     """Points outside the mask are moved to the bad end of every objective, where none of them counts."""
     if mask is None:
@@ -109,10 +122,9 @@ def masked(points: Tensor, mask: Tensor | None, maximize: bool) -> Tensor:
 
 def nan_raises(nan: NanPolicy | None, points: Tensor, lengths: Tensor | None = None, name: str = "points") -> bool:
     """Whether the operator shall raise for NaN: by default on the CPU; a GPU must not synchronize to look."""
+    check_nan_policy(nan)
     if nan is None:
         return not points.is_cuda
-    if nan not in ("raise", "worst"):
-        raise ValueError(f'nan: expected "raise", "worst" or None, got {nan!r}')
     if nan == "worst" or not points.is_cuda:
         return nan == "raise"
     is_nan = torch.isnan(points).any(-1)
@@ -120,6 +132,17 @@ def nan_raises(nan: NanPolicy | None, points: Tensor, lengths: Tensor | None = N
         is_nan &= torch.arange(points.shape[-2], device=points.device) < lengths[..., None]
     raise_for_nan(is_nan, name)
     return False
+
+
+def check_nan_policy(nan: Any) -> None:
+    if nan not in (None, "raise", "worst"):
+        raise ValueError(f'nan: expected "raise", "worst" or None, got {nan!r}')
+
+
+def looks_for_nan(nan: NanPolicy | None, points: Tensor) -> bool:
+    """Whether Python looks for NaN here and now: by default on the CPU, but not while tracing, as it breaks graphs."""
+    check_nan_policy(nan)
+    return nan == "raise" or (nan is None and not points.is_cuda and not torch.compiler.is_compiling())
 
 
 def raise_for_nan(is_nan: Tensor, name: str) -> None:
@@ -138,17 +161,13 @@ def place_of_row(row: int, batch: Sequence[int]) -> str:
 
 def counting_rows(points: Tensor, lengths: Any, mask: Any, nan: NanPolicy | None) -> tuple[Tensor, bool]:
     """Rows (..., n) that `lengths` or `mask` let in and that have no NaN, and whether NaN raises."""
-    if nan not in (None, "raise", "worst"):
-        raise ValueError(f'nan: expected "raise", "worst" or None, got {nan!r}')
-    raises = nan == "raise" or (nan is None and not points.is_cuda)
+    raises = looks_for_nan(nan, points)
     n = points.shape[-2]
     lengths, rows = as_lengths_or_mask(lengths, mask, points)
     if rows is None:
         rows = torch.ones(points.shape[:-1], dtype=torch.bool, device=points.device)
     if lengths is not None:
-        outside = (lengths < 0) | (lengths > n)
-        if not points.is_cuda and bool(outside.any()):
-            raise ValueError(f"lengths: expected values from 0 to {n}, got {int(lengths[outside][0])}")
+        check_lengths(lengths, n)
         rows = torch.arange(n, device=points.device) < lengths[..., None]
     missing = rows & points.detach().isnan().any(-1)
     if raises:

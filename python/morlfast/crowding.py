@@ -136,8 +136,8 @@ def select_by_crowding(
 
     Returns:
         int64 tensor (..., k) of rows in the order of selection; ties go to the lowest row. Every objective vector is
-        selected once at most, by its lowest row; distances are those of all points, duplicates and history included.
-        Padded with -1 where fewer than k are left.
+        selected once at most, by its copy with the most room; distances are those of all points, duplicates and history
+        included. Padded with -1 where fewer than k are left.
 
     O(m n log n), the sorting into fronts, and finding equal vectors.
 

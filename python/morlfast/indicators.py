@@ -19,7 +19,8 @@ from morlfast._arguments import (
     as_number,
     as_points,
     as_ref_point,
-    nan_raises,
+    check_lengths,
+    looks_for_nan,
     objective_senses,
     raise_for_nan,
     same_device,
@@ -125,6 +126,8 @@ def maximum_utility_loss(
     if queries.rows.shape[-2] == 0:
         return best.new_full(best.shape[:-1], math.inf, dtype=with_weights.points.rows.dtype)
     losses = best_of_reference - best if maximize else best - best_of_reference
+    # Infinities that meet are not near, as for distances.
+    losses = torch.where((best_of_reference == best) & best.isinf(), math.inf, losses)
     loss = torch.where(own.is_empty() | reference_set.is_empty(), math.inf, losses.amax(-1))
     return reference_set.nan_if_nan(loss).to(with_weights.points.rows.dtype)
 
@@ -372,7 +375,8 @@ def epsilon_indicator(
 
     Args:
         maximize: whether objectives are maximized; a bool, or one for each objective.
-        kind: ``"additive"`` or ``"multiplicative"``; the latter needs values above 0.
+        kind: ``"additive"`` or ``"multiplicative"``; the latter needs values above 0 (and takes maximized ones as
+            1 / value, so that those below 5.6e-309 count as 0).
         points, reference, lengths, mask, reference_lengths, nan: as in :func:`igd`.
 
     Returns:
@@ -626,7 +630,7 @@ def top_k_diversity(distances: Any, scores: Any, k: int, *, nan: NanPolicy | Non
     k = as_integer(k, "k")
     if k < 2:
         raise ValueError(f"k: expected at least 2, got {k}")
-    if _raises(nan, table):
+    if looks_for_nan(nan, table):
         _look_for_nan(table, "distances", None)
         _look_for_nan(ranked[..., None], "scores", None)
     k = min(k, n)
@@ -796,13 +800,6 @@ def _with_senses(rows: Tensor, changed: list[bool], function: Any) -> Tensor:
     return torch.stack(columns, -1)
 
 
-def _raises(nan: NanPolicy | None, tensor: Tensor) -> bool:
-    """Whether NaN shall be looked for, here and now."""
-    if nan is None and torch.compiler.is_compiling():
-        return False
-    return nan == "raise" or nan_raises(nan, tensor)
-
-
 def _look_for_nan(rows: Tensor, name: str, let_in: Tensor | None) -> None:
     if rows.is_meta:
         return
@@ -823,17 +820,14 @@ def _as_rows(values: Any, name: str, lengths: Any, mask: Any, device: torch.devi
     own_lengths, let_in = as_lengths_or_mask(lengths, mask, rows, lengths_name)
     if own_lengths is not None:
         n = rows.shape[-2]
-        if not rows.is_cuda and not torch.compiler.is_compiling():
-            wrong = own_lengths[(own_lengths < 0) | (own_lengths > n)]
-            if len(wrong) > 0:
-                raise ValueError(f"{lengths_name}: expected values from 0 to {n}, got {int(wrong[0])}")
+        check_lengths(own_lengths, n, lengths_name)
         let_in = torch.arange(n, device=rows.device) < own_lengths[..., None]
     return _Set(rows, own_lengths, let_in, own_lengths is None and let_in is not None, False)
 
 
 def _as_set(points: Any, lengths: Any, mask: Any, nan: NanPolicy | None) -> _Set:
     own = _as_rows(points, "points", lengths, mask)
-    if not _raises(nan, own.rows):
+    if not looks_for_nan(nan, own.rows):
         return own
     _look_for_nan(own.rows, "points", own.let_in)
     return own._replace(looked_at=True)
@@ -856,7 +850,7 @@ def _as_sets(
         raise ValueError(
             f"{name}: expected {own.rows.shape[-1]} objectives, as points has, got shape {tuple(other.rows.shape)}"
         )
-    raises = _raises(nan, own.rows)
+    raises = looks_for_nan(nan, own.rows)
     if raises:
         if not looked_at:
             _look_for_nan(own.rows, "points", own.let_in)

@@ -19,6 +19,7 @@ from morlfast._arguments import (
     as_minimization,
     as_points,
     as_tensor,
+    looks_for_nan,
     nan_raises,
     raise_for_nan,
     same_device,
@@ -103,8 +104,7 @@ def non_dominated_sort(
         stop_after = min(stop_after, _ALL)
     violations = None if constraints is None else _total_violations(constraints, points)
     points, maximize, raises, lengths, mask = _as_sets(points, maximize, lengths, mask, nan)
-    if violations is not None and nan != "worst" and not raises and not (nan is None and points.is_cuda):
-        # The operator will not look.
+    if violations is not None and not raises and looks_for_nan(nan, points):  # where the operator will not look
         unknown = violations.isnan() if mask is None else violations.isnan() & mask
         if lengths is not None:
             unknown &= torch.arange(points.shape[-2], device=points.device) < lengths[..., None]
@@ -141,6 +141,9 @@ def fronts(ranks: Any) -> list[Any]:
     if ranks.dim() > 1:
         return [fronts(own) for own in ranks]
     ordered, rows = ranks.sort(stable=True)
+    n = len(ranks)
+    if n > 0 and int(ordered[-1]) >= n:
+        raise ValueError(f"ranks: expected ranks below the number of points, {n}, got {int(ordered[-1])}")
     ranked = ordered >= 0
     sizes = torch.bincount(ordered[ranked])
     return list(rows[ranked].split(sizes.tolist())) if len(sizes) > 0 else []
@@ -291,7 +294,7 @@ def is_dominated_by(
     tensor([ True, False, False])
     """
     points = as_points(points, least_objectives=1)
-    others = as_points(as_float32_or_64(others, "others", device=points.device), "others")
+    others = as_points(others, "others", device=points.device)
     same_device("points", points, "others", others)
     if others.shape[-1] != points.shape[-1]:
         raise ValueError(
@@ -312,7 +315,10 @@ def is_dominated_by(
     raises = nan_raises(nan, others, lengths, "others")
     _, others, _ = as_minimization(others.detach(), maximize)
     if mask is not None:
-        others, raises = _masked(others, mask, raises, "others"), _raised_for_nan(points, raises)
+        looks, raises = looks_for_nan(nan, others), False
+        others = _masked(others, mask, looks, "others")
+        if looks:  # the operator will not
+            raise_for_nan(points.isnan().any(-1), "points")
     points, others = points.expand(*batch, *points.shape[-2:]), others.expand(*batch, *others.shape[-2:])
     if lengths is not None:
         lengths = lengths.expand(batch).contiguous()
@@ -328,21 +334,14 @@ def _as_sets(
         lengths, mask = as_lengths_or_mask(lengths, mask, points)
     raises = nan_raises(nan, points, lengths)
     if mask is not None:
-        points, raises = _masked(points, mask, raises, "points"), False
+        points, raises = _masked(points, mask, looks_for_nan(nan, points), "points"), False
     return points, sense, raises, lengths, mask
 
 
-def _masked(points: Tensor, mask: Tensor, raises: bool, name: str) -> Tensor:
-    if raises:
+def _masked(points: Tensor, mask: Tensor, looks: bool, name: str) -> Tensor:
+    if looks:
         raise_for_nan(points.isnan().any(-1) & mask, name)
     return torch.where(mask[..., None], points, math.nan)
-
-
-def _raised_for_nan(points: Tensor, raises: bool) -> bool:
-    """False, after the look that the operator will not take."""
-    if raises:
-        raise_for_nan(points.isnan().any(-1), "points")
-    return False
 
 
 def _total_violations(constraints: Any, points: Tensor) -> Tensor:
@@ -350,9 +349,10 @@ def _total_violations(constraints: Any, points: Tensor) -> Tensor:
     same_device("points", points, "constraints", values)
     total = values.shape == points.shape[:-1]
     if not total and (values.dim() != points.dim() or values.shape[:-1] != points.shape[:-1]):
-        n = tuple(points.shape[:-1])
+        shape = tuple(points.shape[:-1])
         raise ValueError(
-            f"constraints: expected shape {n}, one total violation a point, or {(*n, 'c')}, got {tuple(values.shape)}"
+            f"constraints: expected shape {shape}, one total violation a point, or {shape} and one dimension more, "
+            f"one value a constraint, got {tuple(values.shape)}"
         )
     violations = values.detach().to(torch.float64).clamp(min=0)
     return (violations if total else violations.sum(-1)).contiguous()

@@ -8,13 +8,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from morlfast import _ops
+from morlfast import _C, _ops
 from morlfast._arguments import (
     NanPolicy,
     as_float32_or_64,
     as_integer,
     as_integers,
     as_ref_point,
+    check_nan_policy,
     nan_raises,
     objective_senses,
     same_device,
@@ -94,8 +95,10 @@ class ParetoArchive:
             raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
         if prune not in get_args(Prune):
             raise ValueError(f'prune: expected "crowding", "hypervolume" or "epsilon", got {prune!r}')
-        if nan not in (None, "raise", "worst"):
-            raise ValueError(f'nan: expected "raise", "worst" or None, got {nan!r}')
+        check_nan_policy(nan)
+        if prune == "hypervolume" and objectives > _C.max_hypervolume_objectives:
+            most = _C.max_hypervolume_objectives
+            raise ValueError(f'objectives: expected at most {most} with prune="hypervolume", got {objectives}')
         if capacity is not None:
             capacity = as_integer(capacity, "capacity")
             if prune == "epsilon":
