@@ -37,6 +37,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "dominance_counts": ("points",),
     "is_dominated_by": ("points", "others"),
     "best_points": ("weights", "points", 0),
+    "farthest_query": ("others", "points", 4),
     "group_advantages": ("rewards", 4),
     "select_tokens": ("advantages", "entropies", "mask", 0.25),
     "filter_non_dominated": ("points",),
@@ -51,7 +52,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 }
 OPERATORS = (
     *("hypervolume", "hypervolume_gradient", "non_dominated_sort", "is_non_dominated", "dominance_counts"),
-    *("is_dominated_by", "best_points", "group_advantages", "select_tokens"),
+    *("is_dominated_by", "best_points", "farthest_query", "group_advantages", "select_tokens"),
 )
 # One operator and its checks.
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -366,7 +366,7 @@ def pareto_archive(shape: Shape, kind: str) -> Case:
                 "morl-baselines",
                 prepare=as_array,
                 host=True,
-                target=100,
+                target=100 if count >= 10000 else None,
             ),
         ),
         moved_bytes=8 * count * (m + 1),
