@@ -47,11 +47,14 @@ class RankLimit {
 void rank_2(const double* z, int64_t n, RankLimit limit, int32_t* ranks) {
   std::vector<double> latest(kPadding, kInfinity);
   size_t fronts = 0;
+  const SimdTable& table = simd();
   for (int64_t i = 0; i < n; ++i) {
     const double y = z[2 * i + 1];
     size_t front;
-    if (fronts <= kScanned) {
-      const int64_t count = simd().count_up_to(latest.data(), static_cast<int64_t>(latest.size()), y);
+    if (fronts > 0 && latest[fronts - 1] <= y) {
+      front = fronts;  // nearly chains
+    } else if (fronts <= kScanned) {
+      const int64_t count = table.count_up_to(latest.data(), static_cast<int64_t>(latest.size()), y);
       front = std::min(static_cast<size_t>(count), fronts);
     } else {
       front = std::upper_bound(latest.begin(), latest.begin() + fronts, y) - latest.begin();
@@ -75,8 +78,8 @@ class Steps {
   double b(size_t i) const { return b_[i]; }
 
   /// How many steps have a step.a <= a.
-  size_t up_to(double a) const {
-    const int64_t count = simd().count_up_to(a_.data(), static_cast<int64_t>(a_.size()), a);
+  size_t up_to(const SimdTable& simd, double a) const {
+    const int64_t count = simd.count_up_to(a_.data(), static_cast<int64_t>(a_.size()), a);
     return std::min(static_cast<size_t>(count), size_);
   }
 
@@ -128,13 +131,13 @@ class Staircase {
     size_t block, step;
   };
 
-  Place find(double a) const {
+  Place find(const SimdTable& simd, double a) const {
     size_t block = 0;
     if (blocks_.size() > 1)
       block = std::upper_bound(blocks_.begin() + 1, blocks_.end(), a,
                                [](double value, const Steps& other) { return value < other.a(0); }) -
               blocks_.begin() - 1;
-    return {block, blocks_[block].up_to(a)};
+    return {block, blocks_[block].up_to(simd, a)};
   }
 
   bool dominates(const Place& place, double b) const {
@@ -180,13 +183,14 @@ class Staircase {
 // m = 3: binary search over the fronts, binary search in a front's staircase.
 void rank_3(const double* z, int64_t n, RankLimit limit, int32_t* ranks) {
   std::vector<Staircase> fronts;
+  const SimdTable& table = simd();
   for (int64_t i = 0; i < n; ++i) {
     const double a = z[3 * i + 1], b = z[3 * i + 2];
     size_t front = 0, end = std::min<size_t>(fronts.size(), limit.value() + size_t{1});
     Staircase::Place place{};
     while (front < end) {
       const size_t middle = (front + end) / 2;
-      const Staircase::Place found = fronts[middle].find(a);
+      const Staircase::Place found = fronts[middle].find(table, a);
       if (fronts[middle].dominates(found, b)) {
         front = middle + 1;
       } else {
