@@ -300,28 +300,30 @@ def is_dominated_by(
         raise ValueError(
             f"others: expected {points.shape[-1]} objectives as points have, got shape {tuple(others.shape)}"
         )
-    lengths, mask = as_lengths_or_mask(lengths, mask, others)
-    try:
-        batch = torch.broadcast_shapes(points.shape[:-2], others.shape[:-2])
-    except RuntimeError:
-        raise ValueError(
-            f"others: expected a batch shape that broadcasts against points {tuple(points.shape)}, "
-            f"got {tuple(others.shape)}"
-        ) from None
+    if lengths is not None or mask is not None:
+        lengths, mask = as_lengths_or_mask(lengths, mask, others)
     if points.dtype != others.dtype:
         points, others = points.to(torch.float64), others.to(torch.float64)
     nan_raises(nan, points)
-    sense, points, _ = as_minimization(points.detach(), maximize)
     raises = nan_raises(nan, others, lengths, "others")
-    _, others, _ = as_minimization(others.detach(), maximize)
+    sense, points, _ = as_minimization(points.detach() if points.requires_grad else points, maximize)
+    _, others, _ = as_minimization(others.detach() if others.requires_grad else others, maximize)
     if mask is not None:
         looks, raises = looks_for_nan(nan, others), False
         others = _masked(others, mask, looks, "others")
         if looks:  # the operator will not
             raise_for_nan(points.isnan().any(-1), "points")
-    points, others = points.expand(*batch, *points.shape[-2:]), others.expand(*batch, *others.shape[-2:])
-    if lengths is not None:
-        lengths = lengths.expand(batch).contiguous()
+    if points.shape[:-2] != others.shape[:-2]:
+        try:
+            batch = torch.broadcast_shapes(points.shape[:-2], others.shape[:-2])
+        except RuntimeError:
+            raise ValueError(
+                f"others: expected a batch shape that broadcasts against points {tuple(points.shape)}, "
+                f"got {tuple(others.shape)}"
+            ) from None
+        points, others = points.expand(*batch, *points.shape[-2:]), others.expand(*batch, *others.shape[-2:])
+        if lengths is not None:
+            lengths = lengths.expand(batch).contiguous()
     return _ops.is_dominated_by(points, others, sense, raises, lengths, as_bool(weakly, "weakly"))
 
 
