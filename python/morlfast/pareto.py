@@ -70,7 +70,8 @@ def non_dominated_sort(
         lengths: integers of the batch shape; only the first ``lengths`` points of each set count.
         mask: bool, (..., n); only these points count. At most one of ``lengths`` and ``mask``.
         nan: ``"raise"`` (default on the CPU) names the first row with a NaN; ``"worst"`` (default on CUDA, which must
-            not synchronize to look) puts such rows on the last rank together: they dominate nothing.
+            not synchronize to look) puts such rows on the last rank together: they dominate nothing. With ``mask``,
+            tracing by ``torch.compile`` takes the default as ``"worst"``: looking would break the graph.
 
     Returns:
         int32 tensor of shape (..., n) on the device of ``points``; -1 for points outside ``lengths`` or ``mask``.
