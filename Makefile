@@ -34,11 +34,17 @@ test: $(INSTALLED) $(VENV)/test.stamp ## the ordinary test suite
 	$(BIN)/python -m pytest $(SEPARATE:%=--ignore=%)
 
 # Suites with a process, a compiler or an hour of their own.
-SEPARATE := tests/triton tests/cuda tests/cuda_on_cpu tests/integrations
+SEPARATE := tests/triton tests/cuda tests/cuda_on_cpu tests/integrations tests/trainers
 
+# Their pins conflict, so that each trainer has a folder of its own in front of the common environment.
+TRAINERS := $(basename $(notdir $(wildcard requirements/trainers/*.txt)))
 .PHONY: integrations
-integrations: $(INSTALLED) $(VENV)/integrations.stamp ## drop-ins against pymoo, EvoX, EvoMO, MORL-Baselines and BoTorch
+integrations: $(INSTALLED) $(VENV)/integrations.stamp $(TRAINERS:%=trainer-%) ## drop-ins against the libraries they stand in for
 	$(BIN)/python -m pytest tests/integrations
+
+.PHONY: $(TRAINERS:%=trainer-%)
+$(TRAINERS:%=trainer-%): trainer-%: $(INSTALLED) $(VENV)/test.stamp $(VENV)/trainer-%.stamp
+	PYTHONPATH=$(CURDIR)/$(VENV)/trainers/$* $(BIN)/python -m pytest tests/trainers/test_$(subst -,_,$*).py
 
 # ---- how a kernel is trusted, without a GPU ----
 
@@ -133,6 +139,11 @@ $(VENV)/integrations.stamp: requirements/integrations.txt requirements/integrati
 		requirements/test.txt requirements/constraints.txt | $(BIN)/python
 	$(PIP) install -r $<
 	$(PIP) install --no-deps -r requirements/integrations-alone.txt
+	@touch $@
+
+$(VENV)/trainer-%.stamp: requirements/trainers/%.txt | $(BIN)/python
+	rm -rf $(VENV)/trainers/$*
+	$(PIP) install --no-deps --target $(VENV)/trainers/$* -r $<
 	@touch $@
 
 # --no-deps: what it depends on is installed above, at its pins.
