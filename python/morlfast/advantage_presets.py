@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -45,16 +45,44 @@ class Preset:
     methods: Mapping[str, AdvantageRules]
 
 
+# A base for each trainer; its methods say what they change.
+_TRL = AdvantageRules()
+_VERL = AdvantageRules(eps=1e-6, singleton="reward", nan="propagate")
+# masked_whiten weighs a rollout by its tokens.
+_VERL_WHITENED = replace(_VERL, whiten="tokens", whiten_eps=1e-8, whiten_eps_to="variance")
+
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "trl": Preset(
             version="1.16.0",
             methods={
-                "grpo": AdvantageRules(),
-                "dr_grpo": AdvantageRules(scale="none"),
-                "rloo": AdvantageRules(baseline="leave_one_out", scale="none"),
-                "gdpo": AdvantageRules(aggregate="normalize_then_sum", whiten="rollouts"),
+                "grpo": _TRL,
+                "dr_grpo": replace(_TRL, scale="none"),
+                "rloo": replace(_TRL, baseline="leave_one_out", scale="none"),
+                # scale_rewards is not looked at here: each objective is always divided by its group's deviation.
+                "gdpo": replace(_TRL, aggregate="normalize_then_sum", whiten="rollouts"),
             },
+        ),
+        "trl-async": Preset(version="1.16.0", methods={"grpo": replace(_TRL, eps=1e-8, ddof=0)}),
+        "verl": Preset(
+            version="0.9.1",
+            methods={
+                "grpo": _VERL,
+                "grpo_vectorized": _VERL,
+                "dr_grpo": replace(_VERL, scale="none"),
+                "rloo": replace(_VERL, baseline="leave_one_out", scale="none"),
+                # Unlike verl's own loop, a group of one is 0.
+                "rloo_vectorized": replace(_VERL, baseline="leave_one_out", scale="none", singleton="zero"),
+                "gdpo": replace(_VERL_WHITENED, aggregate="normalize_then_sum"),
+                "reinforce_pp_baseline": replace(_VERL_WHITENED, scale="none"),
+                "opo": replace(_VERL, baseline="length_weighted", scale="none"),
+                "gpg": replace(_VERL, scale="none"),
+                "pass_at_k": replace(_VERL, baseline="runner_up", singleton="raise"),
+            },
+        ),
+        "torchrl": Preset(
+            version="0.14.1",
+            methods={"grpo": AdvantageRules(eps=1e-6, eps_to="floor", singleton="nan", nan="propagate")},
         ),
     }
 )
