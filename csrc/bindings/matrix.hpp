@@ -16,6 +16,27 @@ inline MatrixView matrix_view(const Tensor& tensor, const char* argument, bool f
   return {tensor.data(), dtype, tensor.stride(0), tensor.dims() == 2 ? tensor.stride(1) : 0};
 }
 
+/// A vector with one int64 for each rollout, or for each bound of the groups; contiguous.
+inline const int64_t* int64_vector(const Tensor& tensor, const char* argument) {
+  require_cpu(tensor, argument);
+  if (!tensor.is(kDLInt, 64)) throw nb::type_error((std::string(argument) + ": expected int64").c_str());
+  if (tensor.dims() != 1 || (tensor.size(0) > 1 && tensor.stride(0) != 1))
+    throw nb::value_error(
+        (std::string(argument) + ": expected a contiguous vector, got shape " + tensor.shape()).c_str());
+  return reinterpret_cast<const int64_t*>(tensor.data());
+}
+
+inline Groups groups_by_offsets(const Tensor& offsets, int64_t rows) {
+  const int64_t* bounds = int64_vector(offsets, "offsets");
+  const int64_t count = offsets.size(0) - 1;
+  bool fits = count >= 0 && bounds[0] == 0 && bounds[count] == rows;
+  for (int64_t g = 0; fits && g < count; ++g) fits = bounds[g] <= bounds[g + 1];
+  if (!fits)
+    throw nb::value_error(
+        ("offsets: expected bounds that ascend from 0 to the number of rollouts " + std::to_string(rows)).c_str());
+  return Groups::by_offsets(bounds, count);
+}
+
 inline Groups groups_of(const std::optional<Tensor>& group_ids, int64_t group_size, int64_t rows) {
   if (!group_ids) {
     if (group_size < 1 || rows % group_size != 0)

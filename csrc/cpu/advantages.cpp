@@ -17,39 +17,31 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int64_t kChunk = 4096;
 
-/// Mean and deviation of scored (not NaN) values: add() each, settle(), then add_square() each again. Both passes are
-/// about the first value, so equal values give exactly 0.
+// Inside this file NaN is a value that is not scored, and an infinite one makes everything NaN in the end that
+// depends on it.
+
+/// Mean and deviation of weighted values, in two passes about the first value, so that equal values give exactly 0.
 struct Moments {
-  double pivot = 0, sum = 0, squares = 0;
+  double pivot = 0, sum = 0, squares = 0, count = 0;
   double centre = 0;  // mean minus pivot: subtracted after the pivot, the mean itself is never rounded
-  int64_t count = 0;
 
-  void add(double value) {
-    if (count++ == 0) pivot = value;
-    sum += value - pivot;
-  }
-  void settle() { centre = count > 0 ? sum / static_cast<double>(count) : 0; }
   double centred(double value) const { return (value - pivot) - centre; }
-  void add_square(double value) { squares += centred(value) * centred(value); }
   double deviation(int64_t ddof) const {
-    if (!finite()) return kNan;
-    return count > ddof ? std::sqrt(squares / static_cast<double>(count - ddof)) : 0;
+    const double freedom = count - static_cast<double>(ddof);
+    return freedom > 0 ? std::sqrt(squares / freedom) : 0;
   }
   bool finite() const { return std::isfinite(pivot) && std::isfinite(sum); }
 };
 
-double divide(double centred, double divisor) { return divisor == 0 ? 0 : centred / divisor; }
-
-constexpr int64_t kChunk = 4096;
-
-/// Moments of value(i) over the i in 0..n-1 with is_scored(i), in chunks of a fixed size so that threads do not change
-/// the sum.
-template <class IsScored, class Value>
-Moments batch_moments(int64_t n, bool parallel, const IsScored& is_scored, const Value& value) {
+/// Moments of value(i) counted weight(i) times, for i in 0..n-1, in chunks of a fixed size so that threads do not
+/// change the sum.
+template <class Weight, class Value>
+Moments batch_moments(int64_t n, bool parallel, const Weight& weight, const Value& value) {
   Moments all;
   for (int64_t i = 0; i < n; ++i) {
-    if (is_scored(i)) {
+    if (weight(i) > 0) {
       all.pivot = value(i);
       break;
     }
@@ -58,106 +50,68 @@ Moments batch_moments(int64_t n, bool parallel, const IsScored& is_scored, const
   std::vector<Moments> parts(chunks);
   const auto each_value = [&](int64_t c, const auto& visit) {
     for (int64_t i = c * kChunk; i < std::min(n, (c + 1) * kChunk); ++i)
-      if (is_scored(i)) visit(value(i));
+      if (const double w = weight(i); w > 0) visit(w, value(i));
   };
-  parallel_for(chunks, parallel,
-               [&](int64_t c) { each_value(c, [&](double x) { parts[c].sum += x - all.pivot, ++parts[c].count; }); });
-  for (const Moments& part : parts) all.sum += part.sum, all.count += part.count;
-  all.settle();
   parallel_for(chunks, parallel, [&](int64_t c) {
-    each_value(c, [&](double x) {
-      const double d = all.centred(x);
-      parts[c].squares += d * d;
-    });
+    each_value(c, [&](double w, double x) { parts[c].sum += w * (x - all.pivot), parts[c].count += w; });
+  });
+  for (const Moments& part : parts) all.sum += part.sum, all.count += part.count;
+  all.centre = all.count > 0 ? all.sum / all.count : 0;
+  parallel_for(chunks, parallel, [&](int64_t c) {
+    each_value(c, [&](double w, double x) { parts[c].squares += w * all.centred(x) * all.centred(x); });
   });
   for (const Moments& part : parts) all.squares += part.squares;
   return all;
 }
 
+double divisor(double deviation, double eps, EpsTo eps_to) {
+  switch (eps_to) {
+    case EpsTo::std:
+      return deviation + eps;
+    case EpsTo::variance:
+      return std::sqrt(deviation * deviation + eps);
+    case EpsTo::floor:
+      break;
+  }
+  return std::max(deviation, eps);
+}
+
 struct Problem {
   int64_t n, m;
   const Groups& groups;
-  AdvantageMethod method;
-  AdvantageScale scale;
-  double eps;
-  int64_t ddof;
+  const AdvantageRules& rules;
+  const int64_t* lengths;
   bool parallel;
 };
 
-/// (n, m) rewards or weights as doubles.
+/// (n, m) rewards or weights as doubles; rewards[i, k] is `unscored` where it is NaN.
 template <class T>
 struct Matrix {
   const T* data;
   int64_t row_stride, column_stride;
+  double unscored = kNan;
 
   double operator()(int64_t i, int64_t k) const {
-    return data ? static_cast<double>(data[i * row_stride + k * column_stride]) : 1.0;
-  }
-
-  void read(int64_t i, int64_t m, double* out) const {
-    if (data && column_stride == 1)
-      for (int64_t k = 0; k < m; ++k) out[k] = static_cast<double>(data[i * row_stride + k]);
-    else
-      for (int64_t k = 0; k < m; ++k) out[k] = (*this)(i, k);
+    if (!data) return 1;
+    const double value = static_cast<double>(data[i * row_stride + k * column_stride]);
+    return std::isnan(value) ? unscored : value;
   }
 };
 
-/// scores[i] = sum_k w_ik r_ik over the scored objectives; scored[i]: there is one.
-template <class R, class W>
-void weighted_sums(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, double* scores, char* scored) {
-  parallel_for((p.n + kChunk - 1) / kChunk, p.parallel, [&](int64_t c) {
-    for (int64_t i = c * kChunk; i < std::min(p.n, (c + 1) * kChunk); ++i) {
-      scores[i] = 0;
-      for (int64_t k = 0; k < p.m; ++k) {
-        const double r = rewards(i, k);
-        if (std::isnan(r)) continue;
-        scores[i] += weights(i, k) * r;
-        scored[i] = 1;
-      }
-    }
-  });
+double substitute(NanRewards nan) {
+  if (nan == NanRewards::propagate) return kInfinity;
+  return nan == NanRewards::zero ? 0 : kNan;
 }
 
-/// GRPO, Dr. GRPO and RLOO: centres each group of scores and divides; in place.
-void centre_groups(const Problem& p, double* scores, const char* scored) {
-  double batch_divisor = 1;
-  if (p.scale == AdvantageScale::batch)
-    batch_divisor =
-        batch_moments(
-            p.n, p.parallel, [&](int64_t i) { return scored[i] != 0; }, [&](int64_t i) { return scores[i]; })
-            .deviation(p.ddof) +
-        p.eps;
-  parallel_for(p.groups.count(), p.parallel, [&](int64_t g) {
-    const int64_t begin = p.groups.begin(g), end = p.groups.end(g);
-    const auto each_score = [&](const auto& visit) {
-      for (int64_t place = begin; place < end; ++place)
-        if (const int64_t i = p.groups.row(place); scored[i]) visit(scores[i]);
-    };
-    Moments moments;
-    each_score([&](double score) { moments.add(score); });
-    moments.settle();
-    double divisor = batch_divisor;
-    if (p.scale == AdvantageScale::group) {
-      each_score([&](double score) { moments.add_square(score); });
-      divisor = moments.deviation(p.ddof) + p.eps;
-    }
-    const double n = static_cast<double>(moments.count);
-    const double leave_one_out = p.method == AdvantageMethod::rloo && n > 1 ? n / (n - 1) : 1;
-    each_score([&](double& score) {
-      score = moments.finite() ? divide(leave_one_out * moments.centred(score), divisor) : kNan;
-    });
-  });
-}
-
-/// Standardizes each objective of one group; arrays over the objectives, so that loops over them are vectors.
-class GroupStandardizer {
+/// Subtracts the baseline and divides by the deviation, group by group, each of `m` columns by itself.
+class GroupNormalizer {
  public:
-  explicit GroupStandardizer(int64_t m) : m_(m), pivot_(m), centre_(m), count_(m), squares_(m), divisor_(m) {}
+  /// `batch`: the moments of each column, where the rules ask for them.
+  GroupNormalizer(const AdvantageRules& rules, int64_t m, const Moments* batch)
+      : rules_(rules), m_(m), batch_(batch), pivot_(m), centre_(m), count_(m), squares_(m), columns_(m) {}
 
-  /// values (rows, m) become (value - mean) / divisor. NaN, which is not scored, stays; the other values of an
-  /// objective without a finite mean become infinite. The divisor is the group's own deviation plus eps, or
-  /// `batch_divisors`.
-  void standardize(double* values, int64_t rows, const double* batch_divisors, int64_t ddof, double eps) {
+  /// values (rows, m), NaN where not scored, become (value - baseline) / divisor; `lengths` (rows) or nullptr.
+  void normalize(double* values, int64_t rows, const double* lengths) {
     for (int64_t k = 0; k < m_; ++k) {
       int64_t i = 0;
       while (i < rows && std::isnan(values[i * m_ + k])) ++i;
@@ -167,109 +121,323 @@ class GroupStandardizer {
     std::fill(count_.begin(), count_.end(), 0);
     simd().sum_scored(values, rows, m_, pivot_.data(), centre_.data(), count_.data());
     for (int64_t k = 0; k < m_; ++k) centre_[k] = count_[k] > 0 ? centre_[k] / count_[k] : 0;
-    if (!batch_divisors) {
+    if (rules_.scale == Scale::group) {
       std::fill(squares_.begin(), squares_.end(), 0);
       simd().sum_squares(values, rows, m_, pivot_.data(), centre_.data(), squares_.data());
     }
-    for (int64_t k = 0; k < m_; ++k) {
-      const double freedom = count_[k] - static_cast<double>(ddof);
-      const double divisor =
-          batch_divisors ? batch_divisors[k] : (freedom > 0 ? std::sqrt(squares_[k] / freedom) : 0) + eps;
-      divisor_[k] = divisor == 0 ? kInfinity : divisor;  // over nothing is nothing
-      if (!std::isfinite(pivot_[k]) || !std::isfinite(centre_[k])) poison(values, rows, k);
-    }
-    simd().standardize(values, rows, m_, pivot_.data(), centre_.data(), divisor_.data());
+    for (int64_t k = 0; k < m_; ++k) settle(values + k, rows, k, lengths);
+    simd().standardize(values, rows, m_, columns_.pivot.data(), columns_.centre.data(), columns_.divisor.data());
   }
 
  private:
-  void poison(double* values, int64_t rows, int64_t k) {
-    pivot_[k] = centre_[k] = 0;
-    divisor_[k] = 1;
-    for (int64_t i = 0; i < rows; ++i)
-      if (!std::isnan(values[i * m_ + k])) values[i * m_ + k] = kInfinity;
+  /// What each column's values become: ((value - pivot) - centre) / divisor.
+  struct Columns {
+    explicit Columns(int64_t m) : pivot(m), centre(m), divisor(m) {}
+    void set(int64_t k, double p, double c, double d) { pivot[k] = p, centre[k] = c, divisor[k] = d; }
+    std::vector<double> pivot, centre, divisor;
+  };
+
+  bool of_group() const {
+    return (rules_.baseline != Baseline::none && rules_.baseline != Baseline::batch) || rules_.scale == Scale::group ||
+           rules_.scale == Scale::leave_one_out;
+  }
+  bool of_batch() const { return rules_.baseline == Baseline::batch || rules_.scale == Scale::batch; }
+
+  /// `values`: the column, m_ apart.
+  void settle(double* values, int64_t rows, int64_t k, const double* lengths) {
+    const double count = count_[k];
+    columns_.set(k, 0, 0, 1);
+    if (count == 0) return;
+    const bool finite = std::isfinite(pivot_[k]) && std::isfinite(centre_[k]);
+    if ((of_group() && !finite) || (of_batch() && !batch_[k].finite())) return fill(values, rows, kInfinity);
+    const bool alone = count == 1 && of_group();
+    if (alone && rules_.singleton == Singleton::raise)
+      throw std::invalid_argument("singleton: a group has only one scored rollout, which \"raise\" forbids");
+    if (alone && rules_.singleton == Singleton::nan) return fill(values, rows, kInfinity);
+    if (alone && rules_.singleton == Singleton::zero) return fill(values, rows, 0);
+
+    double pivot = pivot_[k], centre = centre_[k], stretch = 1;
+    if (rules_.baseline == Baseline::none || (alone && rules_.baseline != Baseline::batch)) {
+      pivot = centre = 0;
+    } else if (rules_.baseline == Baseline::batch) {
+      pivot = batch_[k].pivot, centre = batch_[k].centre;
+    } else if (rules_.baseline == Baseline::leave_one_out) {
+      stretch = count / (count - 1);
+    } else if (rules_.baseline == Baseline::length_weighted) {
+      centre = length_weighted_centre(values, rows, k, lengths);
+    } else if (rules_.baseline == Baseline::runner_up) {
+      keep_the_largest(values, rows);
+      pivot = centre = 0;
+    }
+    if (rules_.scale == Scale::leave_one_out && !alone) {
+      deviations_of_others(values, rows, pivot_[k]);
+      for (int64_t i = 0; i < rows; ++i) {
+        double& value = values[i * m_];
+        if (!std::isnan(value)) value = scaled(((value - pivot) - centre) * stretch, deviations_[i]);
+      }
+      return;
+    }
+    double deviation = 1;
+    if (rules_.scale == Scale::batch)
+      deviation = batch_[k].deviation(rules_.ddof);
+    else if (rules_.scale == Scale::group && !alone) {
+      const double freedom = count - static_cast<double>(rules_.ddof);
+      deviation = freedom > 0 ? std::sqrt(squares_[k] / freedom) : 0;
+    }
+    if (rules_.scale == Scale::none) return columns_.set(k, pivot, centre, 1 / stretch);
+    if (deviation > rules_.least_std)
+      return columns_.set(k, pivot, centre, divisor(deviation, rules_.eps, rules_.eps_to) / stretch);
+    if (rules_.zero_variance == ZeroVariance::unscaled) return columns_.set(k, pivot, centre, 1 / stretch);
+    fill(values, rows, rules_.zero_variance == ZeroVariance::zero ? 0 : kInfinity);
   }
 
+  double scaled(double centred, double deviation) const {
+    if (deviation > rules_.least_std) return centred / divisor(deviation, rules_.eps, rules_.eps_to);
+    if (rules_.zero_variance == ZeroVariance::unscaled) return centred;
+    return rules_.zero_variance == ZeroVariance::zero ? 0 : kInfinity;
+  }
+
+  void fill(double* values, int64_t rows, double value) const {
+    for (int64_t i = 0; i < rows; ++i)
+      if (!std::isnan(values[i * m_])) values[i * m_] = value;
+  }
+
+  /// Mean of the tokens' rewards minus the pivot; without tokens, of the rollouts'.
+  double length_weighted_centre(const double* values, int64_t rows, int64_t k, const double* lengths) const {
+    double sum = 0, tokens = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      if (std::isnan(values[i * m_])) continue;
+      sum += lengths[i] * (values[i * m_] - pivot_[k]);
+      tokens += lengths[i];
+    }
+    return tokens > 0 ? sum / tokens : centre_[k];
+  }
+
+  /// The largest value, of equal ones the first, becomes its distance to the second largest, all others 0.
+  void keep_the_largest(double* values, int64_t rows) const {
+    double largest = -kInfinity, second = -kInfinity;
+    int64_t at = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      const double value = values[i * m_];
+      if (value > largest) {
+        second = largest, largest = value, at = i;
+      } else if (value > second) {
+        second = value;
+      }
+    }
+    fill(values, rows, 0);
+    values[at * m_] = largest - second;
+  }
+
+  /// deviations_[i] = deviation of the scored values but the i-th, from the moments before and after it, merged as by
+  /// Chan, Golub and LeVeque (1983): equal others give exactly 0.
+  void deviations_of_others(const double* values, int64_t rows, double pivot) {
+    struct Running {
+      double count = 0, mean = 0, squares = 0;
+      void add(double x) {
+        const double delta = x - mean;
+        mean += delta / ++count;
+        squares += delta * (x - mean);
+      }
+    };
+    deviations_.resize(rows);
+    means_.resize(rows);
+    Running before;
+    for (int64_t i = 0; i < rows; ++i) {
+      deviations_[i] = before.squares, means_[i] = before.mean;
+      if (!std::isnan(values[i * m_])) before.add(values[i * m_] - pivot);
+    }
+    const double others = before.count - 1, freedom = others - static_cast<double>(rules_.ddof);
+    Running after;
+    for (int64_t i = rows - 1; i >= 0; --i) {
+      if (std::isnan(values[i * m_])) continue;
+      const double left = others - after.count;
+      const double delta = left > 0 && after.count > 0 ? after.mean - means_[i] : 0;
+      const double squares = deviations_[i] + after.squares + delta * delta * (left * after.count / others);
+      deviations_[i] = freedom > 0 ? std::sqrt(squares / freedom) : 0;
+      after.add(values[i * m_] - pivot);
+    }
+  }
+
+  const AdvantageRules& rules_;
   int64_t m_;
-  std::vector<double> pivot_, centre_, count_, squares_, divisor_;  // centre: mean minus pivot
+  const Moments* batch_;
+  std::vector<double> pivot_, centre_, count_, squares_;  // of the group; centre: mean minus pivot
+  Columns columns_;
+  std::vector<double> deviations_, means_;
 };
 
-/// GDPO before its whitening: scores[i] = sum_k w_ik (r_ik - mean_g r_k) / (sigma_k + eps).
-template <class R, class W>
-void decoupled_scores(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, double* scores,
-                      char* scored) {
-  std::vector<double> batch_divisors;
-  if (p.scale == AdvantageScale::none) batch_divisors.assign(p.m, 1);
-  for (int64_t k = 0; p.scale == AdvantageScale::batch && k < p.m; ++k)
-    batch_divisors.push_back(batch_moments(
-                                 p.n, p.parallel, [&](int64_t i) { return !std::isnan(rewards(i, k)); },
-                                 [&](int64_t i) { return rewards(i, k); })
-                                 .deviation(p.ddof) +
-                             p.eps);
+/// Moments of each column of all rollouts, if the rules ask for them.
+template <class Value>
+std::vector<Moments> moments_of_batch(const Problem& p, int64_t columns, const Value& value) {
+  std::vector<Moments> moments;
+  if (p.rules.baseline != Baseline::batch && p.rules.scale != Scale::batch) return moments;
+  for (int64_t k = 0; k < columns; ++k)
+    moments.push_back(batch_moments(
+        p.n, p.parallel, [&](int64_t i) { return std::isnan(value(i, k)) ? 0.0 : 1.0; },
+        [&](int64_t i) { return value(i, k); }));
+  return moments;
+}
+
+/// Calls body(normalizer, values, first place, rows) for every group; `values` has room for the group's columns.
+template <class Body>
+void each_group(const Problem& p, int64_t columns, const std::vector<Moments>& batch, const Body& body) {
   constexpr int64_t kGroupsAtOnce = 64;
   const int64_t runs = (p.groups.count() + kGroupsAtOnce - 1) / kGroupsAtOnce;
   parallel_for(runs, p.parallel, [&](int64_t run) {
-    GroupStandardizer standardizer(p.m);
-    std::vector<double> values, weight(p.m);
-    weights.read(0, p.m, weight.data());
+    GroupNormalizer normalizer(p.rules, columns, batch.data());
+    std::vector<double> values, lengths;
     for (int64_t g = run * kGroupsAtOnce; g < std::min(p.groups.count(), (run + 1) * kGroupsAtOnce); ++g) {
       const int64_t begin = p.groups.begin(g), rows = p.groups.end(g) - begin;
-      values.resize(rows * p.m);
-      for (int64_t place = 0; place < rows; ++place) {
-        const int64_t i = p.groups.row(begin + place);
-        double* row = &values[place * p.m];
-        rewards.read(i, p.m, row);
-        scored[i] = std::any_of(row, row + p.m, [](double r) { return !std::isnan(r); });
+      values.resize(rows * columns);
+      if (p.rules.baseline == Baseline::length_weighted) {
+        lengths.resize(rows);
+        for (int64_t place = 0; place < rows; ++place)
+          lengths[place] = static_cast<double>(p.lengths[p.groups.row(begin + place)]);
       }
-      standardizer.standardize(values.data(), rows, batch_divisors.empty() ? nullptr : batch_divisors.data(), p.ddof,
-                               p.eps);
-      for (int64_t place = 0; place < rows; ++place) {
-        const int64_t i = p.groups.row(begin + place);
-        const double* row = &values[place * p.m];
-        if (weights.row_stride != 0) weights.read(i, p.m, weight.data());
-        double sum = 0;
-        for (int64_t k = 0; k < p.m; ++k) sum += std::isnan(row[k]) ? 0 : weight[k] * row[k];
-        scores[i] = sum;
-      }
+      body(normalizer, values, lengths, begin, rows);
     }
   });
 }
 
-/// (s - mean) / (std + eps) over the scored rollouts of the batch; NaN or infinity among them makes all of them NaN.
-void whiten_batch(const Problem& p, double* scores, const char* scored) {
-  const Moments moments =
-      batch_moments(p.n, p.parallel, [&](int64_t i) { return scored[i] != 0; }, [&](int64_t i) { return scores[i]; });
-  const double divisor = moments.deviation(p.ddof) + p.eps;
-  const bool finite = moments.finite();
+/// s_i = sum over the scored objectives of w_ik values[k], NaN without any.
+template <class W>
+double weighted_sum(const Problem& p, const Matrix<W>& weights, int64_t i, const double* values) {
+  double sum = 0;
+  bool scored = p.rules.nan == NanRewards::skip_reward;
+  for (int64_t k = 0; k < p.m; ++k) {
+    if (std::isnan(values[k])) continue;
+    sum += weights(i, k) * values[k];
+    scored = true;
+  }
+  if (!scored) return kNan;
+  return std::isnan(sum) ? kInfinity : sum;
+}
+
+/// scores[i]: the weighted sum of the rewards, then normalized.
+template <class R, class W>
+void sum_then_normalize(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, double* scores) {
+  parallel_for((p.n + kChunk - 1) / kChunk, p.parallel, [&](int64_t c) {
+    std::vector<double> row(p.m);
+    for (int64_t i = c * kChunk; i < std::min(p.n, (c + 1) * kChunk); ++i) {
+      for (int64_t k = 0; k < p.m; ++k) row[k] = rewards(i, k);
+      scores[i] = weighted_sum(p, weights, i, row.data());
+    }
+  });
+  const std::vector<Moments> batch = moments_of_batch(p, 1, [&](int64_t i, int64_t) { return scores[i]; });
+  each_group(p, 1, batch, [&](auto& normalizer, auto& values, auto& lengths, int64_t begin, int64_t rows) {
+    if (p.groups.contiguous()) return normalizer.normalize(scores + begin, rows, lengths.data());
+    for (int64_t place = 0; place < rows; ++place) values[place] = scores[p.groups.row(begin + place)];
+    normalizer.normalize(values.data(), rows, lengths.data());
+    for (int64_t place = 0; place < rows; ++place) scores[p.groups.row(begin + place)] = values[place];
+  });
+}
+
+/// scores[i]: the weighted sum of the normalized rewards.
+template <class R, class W>
+void normalize_then_sum(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, double* scores) {
+  const std::vector<Moments> batch = moments_of_batch(p, p.m, rewards);
+  each_group(p, p.m, batch, [&](auto& normalizer, auto& values, auto& lengths, int64_t begin, int64_t rows) {
+    for (int64_t place = 0; place < rows; ++place) {
+      const int64_t i = p.groups.row(begin + place);
+      for (int64_t k = 0; k < p.m; ++k) values[place * p.m + k] = rewards(i, k);
+    }
+    normalizer.normalize(values.data(), rows, lengths.data());
+    for (int64_t place = 0; place < rows; ++place) {
+      const int64_t i = p.groups.row(begin + place);
+      scores[i] = weighted_sum(p, weights, i, &values[place * p.m]);
+    }
+  });
+}
+
+/// (s - mean) / divisor over the scored rollouts of the batch; an infinity among them makes all of them infinite.
+void whiten_batch(const Problem& p, double* scores) {
+  const bool by_token = p.rules.whiten == Whiten::tokens;
+  const Moments moments = batch_moments(
+      p.n, p.parallel,
+      [&](int64_t i) {
+        if (std::isnan(scores[i])) return 0.0;
+        return by_token ? static_cast<double>(p.lengths[i]) : 1.0;
+      },
+      [&](int64_t i) { return scores[i]; });
+  const double deviation = moments.deviation(p.rules.whiten_ddof);
+  const double by = divisor(deviation, p.rules.whiten_eps, p.rules.whiten_eps_to);
+  for (int64_t i = 0; i < p.n; ++i) {
+    if (std::isnan(scores[i])) continue;
+    if (!moments.finite())
+      scores[i] = kInfinity;
+    else
+      scores[i] = deviation > 0 ? moments.centred(scores[i]) / by : 0;
+  }
+}
+
+/// The result of a score: 0 without one, NaN for what was poisoned; 0.0 has no sign.
+template <class T>
+T advantage_of(double score) {
+  const double advantage = std::isnan(score) ? 0 : std::isfinite(score) ? score + 0.0 : kNan;
+  if constexpr (std::is_same_v<T, double>)
+    return advantage;
+  else
+    return static_cast<T>(static_cast<float>(advantage));
+}
+
+/// f(pointer to the mask's element [0, 0])
+template <class F>
+void with_mask(const MatrixView& mask, const F& f) {
+  with_dtype(mask.dtype, [&](auto zero) { f(static_cast<const decltype(zero)*>(mask.data)); });
+}
+
+template <class T>
+bool is_set(T element) {
+  if constexpr (std::is_same_v<T, bfloat16> || std::is_same_v<T, float16>)
+    return (element.bits & 0x7fff) != 0;
+  else
+    return element != T{0};
+}
+
+/// The tokens of each row of the mask.
+void count_tokens(const MatrixView& mask, int64_t rows, int64_t tokens, int64_t* counts) {
+  with_mask(mask, [&](const auto* data) {
+    parallel_for(rows, rows * tokens >= 65536, [&](int64_t i) {
+      const auto* row = data + i * mask.row_stride;
+      int64_t count = 0;
+      if (mask.column_stride == 1)
+        for (int64_t t = 0; t < tokens; ++t) count += is_set(row[t]);
+      else
+        for (int64_t t = 0; t < tokens; ++t) count += is_set(row[t * mask.column_stride]);
+      counts[i] = count;
+    });
+  });
+}
+
+/// advantages (n, tokens): the rollout's where the mask is set, 0 elsewhere.
+template <class T>
+void spread(const double* scores, const MatrixView& mask, int64_t n, int64_t tokens, T* advantages) {
+  with_mask(mask, [&](const auto* data) {
+    parallel_for(n, n * tokens >= 65536, [&](int64_t i) {
+      const auto* row = data + i * mask.row_stride;
+      const T own = advantage_of<T>(scores[i]), none{};
+      T* out = advantages + i * tokens;
+      if (mask.column_stride == 1)
+        for (int64_t t = 0; t < tokens; ++t) out[t] = is_set(row[t]) ? own : none;
+      else
+        for (int64_t t = 0; t < tokens; ++t) out[t] = is_set(row[t * mask.column_stride]) ? own : none;
+    });
+  });
+}
+
+template <class R>
+void require_scored(const Problem& p, const Matrix<R>& rewards) {
   for (int64_t i = 0; i < p.n; ++i)
-    if (scored[i]) scores[i] = finite ? divide(moments.centred(scores[i]), divisor) : kNan;
+    for (int64_t k = 0; k < p.m; ++k)
+      if (std::isnan(rewards(i, k)))
+        throw std::invalid_argument("rewards: expected no NaN, got NaN in row " + std::to_string(i));
 }
 
 struct Buffers {
   std::vector<double> scores;
-  std::vector<char> scored;
+  std::vector<int64_t> lengths;
 };
-
-template <class R, class W>
-void run(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, R* advantages) {
-  const Workspace<Buffers> buffers(p.n <= kKeptRows);
-  auto& [scores, scored] = *buffers;
-  scores.resize(p.n);
-  scored.assign(p.n, 0);
-  if (p.method == AdvantageMethod::gdpo) {
-    decoupled_scores(p, rewards, weights, scores.data(), scored.data());
-    whiten_batch(p, scores.data(), scored.data());
-  } else {
-    weighted_sums(p, rewards, weights, scores.data(), scored.data());
-    centre_groups(p, scores.data(), scored.data());
-  }
-  for (int64_t i = 0; i < p.n; ++i) {
-    const double advantage = scored[i] ? scores[i] : 0;
-    if constexpr (std::is_same_v<R, double>)
-      advantages[i] = advantage;
-    else
-      advantages[i] = static_cast<R>(static_cast<float>(advantage));
-  }
-}
 
 template <class F>
 void with_float(Dtype dtype, const char* argument, const F& f) {
@@ -284,16 +452,38 @@ void with_float(Dtype dtype, const char* argument, const F& f) {
 }  // namespace
 
 void group_advantages(const MatrixView& rewards, const MatrixView& weights, int64_t m, const Groups& groups,
-                      AdvantageMethod method, AdvantageScale scale, double eps, int64_t ddof, void* advantages) {
-  const Problem p{groups.rows(), m, groups, method, scale, eps, ddof, groups.rows() * m >= 32768};
+                      const AdvantageRules& rules, const int64_t* lengths, const MatrixView* mask, int64_t tokens,
+                      void* advantages) {
+  const int64_t n = groups.rows();
+  const Workspace<Buffers> buffers(n <= kKeptRows);
+  buffers->scores.resize(n);
+  double* scores = buffers->scores.data();
+  if (!lengths && (rules.baseline == Baseline::length_weighted || rules.whiten == Whiten::tokens)) {
+    if (!mask) throw std::invalid_argument("lengths: expected the tokens of each rollout, or a mask");
+    buffers->lengths.resize(n);
+    count_tokens(*mask, n, tokens, buffers->lengths.data());
+    lengths = buffers->lengths.data();
+  }
+  const Problem p{n, m, groups, rules, lengths, n * m >= 32768};
   with_float(rewards.dtype, "rewards", [&](auto r) {
     using R = decltype(r);
-    const Matrix<R> reward{static_cast<const R*>(rewards.data), rewards.row_stride, rewards.column_stride};
+    const Matrix<R> reward{static_cast<const R*>(rewards.data), rewards.row_stride, rewards.column_stride,
+                           substitute(rules.nan)};
     with_float(weights.dtype, "weights", [&](auto w) {
       using W = decltype(w);
-      run(p, reward, Matrix<W>{static_cast<const W*>(weights.data), weights.row_stride, weights.column_stride},
-          static_cast<R*>(advantages));
+      const Matrix<W> weight{static_cast<const W*>(weights.data), weights.row_stride, weights.column_stride};
+      if (rules.nan == NanRewards::raise) require_scored(p, reward);
+      if (rules.aggregate == Aggregate::normalize_then_sum)
+        normalize_then_sum(p, reward, weight, scores);
+      else
+        sum_then_normalize(p, reward, weight, scores);
     });
+    if (rules.whiten != Whiten::none) whiten_batch(p, scores);
+    R* result = static_cast<R*>(advantages);
+    if (mask)
+      spread(scores, *mask, n, tokens, result);
+    else
+      std::transform(scores, scores + n, result, advantage_of<R>);
   });
 }
 

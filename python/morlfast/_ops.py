@@ -39,6 +39,8 @@ is_non_dominated: Callable[..., Tensor] = _operators.is_non_dominated.default
 dominance_counts: Callable[..., Tensor] = _operators.dominance_counts.default
 is_dominated_by: Callable[..., Tensor] = _operators.is_dominated_by.default
 group_advantages: Callable[..., Tensor] = _operators.group_advantages.default
+group_advantages_out: Callable[..., None] = _operators.group_advantages_out.default
+group_rows: Callable[..., Tensor] = _operators.group_rows.default
 select_tokens: Callable[..., Tensor] = _operators.select_tokens.default
 
 
@@ -104,13 +106,22 @@ def _fake_group_advantages(
     rewards: Tensor,
     group_size: int,
     group_ids: Tensor | None = None,
+    offsets: Tensor | None = None,
     weights: Tensor | None = None,
-    method: int = 0,
-    scale: int = 1,
-    eps: float = 1e-4,
-    ddof: int = 1,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    *rules: object,
+    **named_rules: object,
 ) -> Tensor:
-    return rewards.new_empty(rewards.shape[:1])
+    return rewards.new_empty(rewards.shape[:1] if mask is None else mask.shape)
+
+
+def _fake_group_advantages_out(rewards: Tensor, out: Tensor, *others: object, **options: object) -> None:
+    return None
+
+
+def _fake_group_rows(rows: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape[:1], dtype=torch.int64)
 
 
 def _fake_select_tokens(
@@ -139,6 +150,8 @@ for _fake in (
     _fake_dominance_counts,
     _fake_is_dominated_by,
     _fake_group_advantages,
+    _fake_group_advantages_out,
+    _fake_group_rows,
     _fake_select_tokens,
 ):
     torch.library.register_fake(f"morlfast::{_fake.__name__.removeprefix('_fake_')}", _fake, lib=_library)
@@ -172,7 +185,7 @@ for _family, _kind, _names in (
     ),
     ("indicators", "_triton", ("best_points", "farthest_query")),
     ("pareto", "_triton", ("non_dominated_sort", "is_non_dominated", "dominance_counts", "is_dominated_by")),
-    ("advantages", "_triton", ("group_advantages",)),
+    ("advantages", "_triton", ("group_advantages", "group_advantages_out", "group_rows")),
     ("tokens", "_triton", ("select_tokens",)),
 ):
     for _name in _names:

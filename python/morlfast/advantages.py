@@ -2,113 +2,275 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
 from morlfast import _ops
-from morlfast._arguments import as_floating, as_group_ids, as_group_size, as_integer, as_number, as_tensor, same_device
+from morlfast._arguments import (
+    as_floating,
+    as_group_ids,
+    as_group_size,
+    as_integer,
+    as_integers,
+    as_number,
+    as_tensor,
+    same_device,
+)
+from morlfast.advantage_presets import (
+    PRESETS,
+    AdvantageRules,
+    Aggregate,
+    Baseline,
+    EpsTo,
+    NanRewards,
+    Scale,
+    Singleton,
+    Whiten,
+    ZeroVariance,
+)
 
-Method = Literal["grpo", "dr_grpo", "rloo", "gdpo"]
-Scale = Literal["group", "batch", "none"]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-# Codes of the operator, and the scale that the paper's own formula uses.
-_METHODS: dict[str, tuple[int, Scale]] = {
-    "grpo": (0, "group"),
-    "dr_grpo": (0, "none"),
-    "rloo": (1, "none"),
-    "gdpo": (2, "group"),
+# The operator's codes of the rules that are words.
+_CODES: Mapping[str, Mapping[str, int]] = {
+    name: {word: code for code, word in enumerate(get_args(words))}
+    for name, words in (
+        ("aggregate", Aggregate),
+        ("baseline", Baseline),
+        ("scale", Scale),
+        ("eps_to", EpsTo),
+        ("singleton", Singleton),
+        ("zero_variance", ZeroVariance),
+        ("nan", NanRewards),
+        ("whiten", Whiten),
+    )
 }
-_SCALES = {"none": 0, "group": 1, "batch": 2}
 
 
 def group_advantages(
-    rewards: Any,
+    rewards: Any = None,
     group_size: int | None = None,
     *,
     group_ids: Any = None,
+    offsets: Any = None,
+    token_rewards: Any = None,
     weights: Any = None,
-    method: Method = "grpo",
+    mask: Any = None,
+    lengths: Any = None,
+    num_tokens: int | None = None,
+    preset: str = "trl",
+    method: str | None = None,
+    aggregate: Aggregate | None = None,
+    baseline: Baseline | None = None,
     scale: Scale | None = None,
-    eps: float = 1e-4,
-    ddof: int = 1,
+    eps: float | None = None,
+    eps_to: EpsTo | None = None,
+    ddof: int | None = None,
+    singleton: Singleton | None = None,
+    zero_variance: ZeroVariance | None = None,
+    least_std: float | None = None,
+    nan: NanRewards | None = None,
+    whiten: Whiten | None = None,
+    whiten_eps: float | None = None,
+    whiten_eps_to: EpsTo | None = None,
+    whiten_ddof: int | None = None,
+    process_group: ProcessGroup | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     r"""Advantage of every rollout relative to the rollouts of the same prompt.
 
-    With rewards :math:`r_{ik}`, weights :math:`w_{ik}`, score :math:`s_i = \sum_k w_{ik} r_{ik}` and group g of n:
+    With rewards :math:`r_{ik}`, weights :math:`w_{ik}`, a baseline b and a divisor d for each group and objective:
 
-    ============  ============================================================================================
-    ``grpo``      :math:`A_i = (s_i - \bar s_g) / (\sigma + \epsilon)`
-    ``dr_grpo``   :math:`A_i = s_i - \bar s_g`
-    ``rloo``      :math:`A_i = s_i - \frac{1}{n-1}\sum_{j \in g, j \ne i} s_j`, over :math:`\sigma + \epsilon`
-                  when a scale is given
-    ``gdpo``      :math:`z_{ik} = (r_{ik} - \bar r_{gk}) / (\sigma_k + \epsilon)`, :math:`s_i = \sum_k w_{ik} z_{ik}`,
-                  :math:`A_i = (s_i - \bar s) / (\mathrm{std}(s) + \epsilon)` over the batch
-    ============  ============================================================================================
+    .. math::
+        A_i = \frac{s_i - b}{d},\; s_i = \sum_k w_{ik} r_{ik}
+        \qquad\text{or}\qquad
+        A_i = \sum_k w_{ik} \frac{r_{ik} - b_k}{d_k}
+
+    for ``aggregate="sum_then_normalize"`` or ``"normalize_then_sum"``, then whitened over the batch if asked for. A
+    preset names a trainer, and a method one of its estimators: together they choose every rule below; a rule given as
+    a keyword replaces that one. The default is TRL's GRPO. `PRESETS` lists all of them, with the versions they were
+    checked against.
 
     Args:
         rewards: (N,), or (N, M) for M objectives; float32, float64, bfloat16 or float16. Integers and bools become
             float32.
         group_size: rollouts a group; groups are contiguous and N is a multiple.
-        group_ids: instead of ``group_size``: (N,) integers, equal for rollouts of one group, any values in any order.
+        group_ids: instead: (N,) integers, or a list or NumPy array of strings or other labels, equal for rollouts of
+            one group, in any order; or (N, S) integers, such as prompts, whose equal rows are one group.
+        offsets: instead: (G + 1,) integers; group g is the rows from offsets[g] to before offsets[g + 1].
+        token_rewards: instead of ``rewards``: (N, T), summed over the tokens in float64; of half precision, the
+            result is float32.
         weights: (M,) or (N, M) weights of the objectives; ones by default.
-        method: which estimator, see above.
-        scale: standard deviation to divide by: that of the ``"group"``, of the whole ``"batch"`` (about the batch's
-            mean), or ``"none"``. Default: ``"group"`` for grpo and gdpo, ``"none"`` for dr_grpo and rloo.
-        eps: added to every standard deviation; a divisor of 0 gives 0.
-        ddof: standard deviations divide by n - ddof; where that is not positive they are 0.
+        mask: (N, T) of any dtype, read as it is, nonzero where a token counts: the result is (N, T).
+        lengths: (N,) tokens of each rollout, instead of a mask.
+        num_tokens: T, to get (N, T) for ``lengths``: the first tokens of each row count.
+        preset, method: a row of rules; method None is the first of the preset.
+        aggregate: ``"sum_then_normalize"`` or ``"normalize_then_sum"`` (each objective by itself, GDPO).
+        baseline: ``"group"`` (its mean), ``"leave_one_out"`` (mean of the group's other rollouts), ``"batch"`` (mean of
+            all), ``"length_weighted"`` (:math:`\sum_j L_j r_j / \sum_j L_j` with token counts L, OPO), ``"runner_up"``
+            (only the largest of a group, of equal ones the first, has an advantage: its distance to the second
+            largest), ``"none"``.
+        scale: whose standard deviation divides: ``"group"``, ``"batch"``, ``"leave_one_out"`` (of the group's other
+            rollouts) or ``"none"``.
+        eps, eps_to: the divisor is std + eps (``"std"``), sqrt(var + eps) (``"variance"``) or max(std, eps)
+            (``"floor"``).
+        ddof: a standard deviation of n values divides by n - ddof, and is 0 where that is not positive.
+        singleton: a group with one scored rollout, if baseline or scale is of the group: ``"zero"``, ``"reward"``
+            (mean 0 and deviation 1: r / (1 + eps), or r without a scale), ``"nan"`` or ``"raise"`` (on CUDA, which
+            does not wait to look: NaN).
+        zero_variance, least_std: deviations up to ``least_std`` give ``"zero"``, ``"unscaled"`` (what the baseline
+            leaves) or ``"nan"``.
+        nan: a NaN reward is ``"skip"``: not scored, so that it takes part in no statistic, and a rollout without any
+            score gets 0 and no part in whitening; ``"skip_reward"``: the same for each objective, but such a rollout
+            has the score 0 from the sum on; ``"propagate"``: poison to what depends on it; ``"zero"``: 0;
+            ``"raise"``: ValueError (waits for a GPU).
+        whiten: (A - mean) over the divisor of the whole batch, each rollout counted once (``"rollouts"``) or once a
+            token (``"tokens"``); ``"none"``. With ``whiten_eps``, ``whiten_eps_to`` and ``whiten_ddof``; 0 without
+            deviation.
+        process_group: groups span the ranks of this group: the result is that of all ranks' rows in rank order, whose
+            numbers may differ. A small all-reduce and one of all rows; labels are compared by 128-bit digests. Waits.
+        out: contiguous tensor of the result's shape and dtype, to be written and returned.
 
     Returns:
-        (N,) tensor with the dtype (bfloat16 and float16 too) and device of ``rewards``. Not differentiable.
+        (N,), or (N, T) with 0 for tokens that do not count; dtype (bfloat16 and float16 too) and device of ``rewards``.
+        Not differentiable.
 
-    Statistics are two-pass in float64. Equal scores of a group give exactly 0, whatever they round to; so does a group
-    of one (GDPO whitens such zeros with the rest of the batch). A NaN reward means "not scored": it takes no part in
-    any statistic, and a rollout without any score gets 0. A group with an infinite score becomes NaN, and with batch
-    statistics the whole batch does. O(N M).
+    Statistics are two-pass in float64 about a group's first score: equal scores have exactly no deviation and exactly
+    the mean that they have, whatever they round to, and so do equal scores of a rollout's others. A group with an
+    infinite score becomes NaN, and with statistics of the batch all rollouts do. O(N M + N T).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
 
     Sources: GRPO, Shao et al. (2024), arXiv 2402.03300, eq. 3; Dr. GRPO, Liu et al. (2025), arXiv 2503.20783; RLOO,
-    Ahmadian et al. (2024), arXiv 2402.14740; GDPO, arXiv 2601.05242. The defaults (ddof 1, eps 1e-4 added to the
-    deviation) are those of TRL 1.16.
+    Ahmadian et al. (2024), arXiv 2402.14740; GDPO, arXiv 2601.05242; the trainers named in `PRESETS`.
 
     >>> import torch
     >>> group_advantages(torch.tensor([1.0, 0.0, 5.0, 5.0]), group_size=2, method="rloo")
     tensor([ 1., -1.,  0.,  0.])
+    >>> group_advantages(torch.tensor([1.0, 3.0]), group_ids=["a", "a"], mask=torch.ones(2, 2), scale="none")
+    tensor([[-1., -1.],
+            [ 1.,  1.]])
     """
-    rewards = as_floating(rewards, "rewards")
-    dims = rewards.dim()
-    if dims != 1 and dims != 2:
-        raise ValueError(f"rewards: expected shape (N,) or (N, M), got {tuple(rewards.shape)}")
-    rows = rewards.shape[0]
-    if (group_size is None) == (group_ids is None):
-        raise ValueError("group_size, group_ids: expected exactly one of them")
-    if group_size is not None:
-        group_size = as_group_size(group_size, rows)
+    rewards = _as_rewards(rewards, token_rewards)
+    rules = rules_of(preset, method)
+    nan = rules.nan if nan is None else nan
+    if nan == "raise" and rewards.is_cuda and bool(rewards.isnan().any()):
+        raise ValueError("rewards: expected no NaN, got NaN")
+    baseline = rules.baseline if baseline is None else baseline
+    whiten = rules.whiten if whiten is None else whiten
+    codes = (
+        _code("aggregate", rules.aggregate if aggregate is None else aggregate),
+        _code("baseline", baseline),
+        _code("scale", rules.scale if scale is None else scale),
+        _not_negative("eps", rules.eps if eps is None else eps),
+        _code("eps_to", rules.eps_to if eps_to is None else eps_to, "eps_to"),
+        _degrees("ddof", rules.ddof if ddof is None else ddof),
+        _code("singleton", rules.singleton if singleton is None else singleton),
+        _code("zero_variance", rules.zero_variance if zero_variance is None else zero_variance),
+        _not_negative("least_std", rules.least_std if least_std is None else least_std),
+        _code("nan", nan),
+        _code("whiten", whiten),
+        _not_negative("whiten_eps", rules.whiten_eps if whiten_eps is None else whiten_eps),
+        _code("eps_to", rules.whiten_eps_to if whiten_eps_to is None else whiten_eps_to, "whiten_eps_to"),
+        _degrees("whiten_ddof", rules.whiten_ddof if whiten_ddof is None else whiten_ddof),
+    )
+    weights = None if weights is None else _as_weights(weights, rewards)
+    mask, lengths = _as_tokens(mask, lengths, num_tokens, rewards)
+    counts_tokens = baseline == "length_weighted" or whiten == "tokens"
+    if counts_tokens and mask is None and lengths is None:
+        rule = 'baseline="length_weighted"' if baseline == "length_weighted" else 'whiten="tokens"'
+        raise ValueError(f"mask, lengths: expected one of them, by which {rule} counts tokens")
+    if process_group is not None:
+        return _over_ranks(
+            process_group, rewards, group_size, group_ids, offsets, weights, lengths, mask, codes, counts_tokens, out
+        )
+    size, ids, bounds = _as_groups(group_size, group_ids, offsets, rewards)
+    if out is None:
+        return _ops.group_advantages(rewards, size, ids, bounds, weights, lengths, mask, *codes)
+    _check_out(out, rewards, mask)
+    _ops.group_advantages_out(rewards, out, size, ids, bounds, weights, lengths, mask, *codes)
+    return out
+
+
+def rules_of(preset: str, method: str | None = None) -> AdvantageRules:
+    """The rules of a preset's method, of its first one by default.
+
+    >>> rules_of("verl", "grpo").eps
+    1e-06
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+    methods = PRESETS[preset].methods
+    if method is None:
+        return next(iter(methods.values()))
+    if method not in methods:
+        raise ValueError(f"method: expected one of {', '.join(methods)} with preset {preset!r}, got {method!r}")
+    return methods[method]
+
+
+def _as_rewards(rewards: Any, token_rewards: Any) -> Tensor:
+    if (rewards is None) == (token_rewards is None):
+        raise ValueError("rewards, token_rewards: expected exactly one of them")
+    if rewards is not None:
+        tensor = as_floating(rewards, "rewards")
+        if tensor.dim() != 1 and tensor.dim() != 2:
+            raise ValueError(f"rewards: expected shape (N,) or (N, M), got {tuple(tensor.shape)}")
     else:
-        group_size, group_ids = 0, as_group_ids(group_ids, rows, "rewards", rewards)
-    if method not in _METHODS:
-        raise ValueError(f"method: expected one of {', '.join(_METHODS)}, got {method!r}")
-    code, own_scale = _METHODS[method]
-    if scale is None:
-        scale = own_scale
-    elif scale not in _SCALES:
-        raise ValueError(f"scale: expected one of {', '.join(_SCALES)}, got {scale!r}")
-    elif method == "dr_grpo" and scale != "none":
-        raise ValueError(f'scale: dr_grpo divides by nothing, got {scale!r}; use method="grpo"')
-    eps = as_number(eps, "eps")
-    if not eps >= 0:
-        raise ValueError(f"eps: expected a number >= 0, got {eps!r}")
-    ddof = as_integer(ddof, "ddof")
-    if ddof < 0:
-        raise ValueError(f"ddof: expected an int >= 0, got {ddof!r}")
-    if weights is not None:
-        weights = _as_weights(weights, rewards)
-    if rewards.requires_grad:
-        rewards = rewards.detach()
-    return _ops.group_advantages(rewards, group_size, group_ids, weights, code, _SCALES[scale], eps, ddof)
+        tokens = as_floating(token_rewards, "token_rewards")
+        if tokens.dim() != 2:
+            raise ValueError(f"token_rewards: expected shape (N, T), got {tuple(tokens.shape)}")
+        dtype = tokens.dtype if tokens.dtype in (torch.float32, torch.float64) else torch.float32
+        tensor = tokens.detach().sum(1, dtype=torch.float64).to(dtype)
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def _as_groups(
+    group_size: Any, group_ids: Any, offsets: Any, rewards: Tensor
+) -> tuple[int, Tensor | None, Tensor | None]:
+    """Group size or 0, int32 or int64 ids (N,), int64 offsets (G + 1,)."""
+    rows = rewards.shape[0]
+    if (group_size is not None) + (group_ids is not None) + (offsets is not None) != 1:
+        raise ValueError("group_size, group_ids, offsets: expected exactly one of them")
+    if group_size is not None:
+        return as_group_size(group_size, rows), None, None
+    if offsets is not None:
+        bounds = as_integers(offsets, "offsets", "rewards", rewards)
+        if bounds.dim() != 1 or bounds.shape[0] == 0:
+            raise ValueError(f"offsets: expected shape (G + 1,), got {tuple(bounds.shape)}")
+        return 0, None, bounds.to(torch.int64).contiguous()
+    if _are_labels(group_ids):
+        from morlfast._labels import group_labels
+
+        return 0, group_labels(group_ids, rows).to(rewards.device), None
+    return 0, _as_ids(group_ids, rewards), None
+
+
+def _as_ids(group_ids: Any, rewards: Tensor) -> Tensor:
+    ids = as_integers(group_ids, "group_ids", "rewards", rewards)
+    if ids.dim() != 2:
+        return as_group_ids(ids, rewards.shape[0], "rewards", rewards)
+    if ids.shape[0] != rewards.shape[0]:
+        raise ValueError(
+            f"group_ids: expected shape ({rewards.shape[0]}, S), one row a rollout, got {tuple(ids.shape)}"
+        )
+    return _ops.group_rows(ids if ids.stride(1) == 1 else ids.contiguous())
+
+
+def _are_labels(group_ids: Any) -> bool:
+    """Whether these are Python objects or strings rather than numbers."""
+    if isinstance(group_ids, Tensor):
+        return False
+    kind = getattr(getattr(group_ids, "dtype", None), "kind", None)
+    if kind is not None:
+        return kind not in "iubfc"  # numbers of the wrong kind get the error of a tensor
+    if not isinstance(group_ids, (list, tuple)):
+        return False
+    return any(not isinstance(label, (int, float, list, tuple)) or isinstance(label, bool) for label in group_ids)
 
 
 def _as_weights(weights: Any, rewards: Tensor) -> Tensor:
@@ -122,3 +284,128 @@ def _as_weights(weights: Any, rewards: Tensor) -> Tensor:
         raise ValueError(f"weights: expected shape ({objectives},){each}, got {tuple(tensor.shape)}")
     same_device("rewards", rewards, "weights", tensor)
     return tensor
+
+
+def _as_tokens(mask: Any, lengths: Any, num_tokens: Any, rewards: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """A mask (N, T) of any real dtype, or int64 lengths (N,); at most one of them."""
+    rows = rewards.shape[0]
+    if mask is not None and lengths is not None:
+        raise ValueError("mask, lengths: expected at most one of them, got both")
+    if num_tokens is not None and lengths is None:
+        raise ValueError("num_tokens: expected only together with lengths")
+    if mask is not None:
+        tensor = mask if isinstance(mask, Tensor) else as_tensor(mask, "mask", device=rewards.device)
+        if tensor.dtype.is_complex:
+            raise TypeError(f"mask: expected bools, integers or floats, got {tensor.dtype}")
+        if tensor.dim() != 2 or tensor.shape[0] != rows:
+            raise ValueError(f"mask: expected shape ({rows}, T), got {tuple(tensor.shape)}")
+        same_device("rewards", rewards, "mask", tensor)
+        return tensor.detach(), None
+    if lengths is None:
+        return None, None
+    tensor = as_integers(lengths, "lengths", "rewards", rewards)
+    if tensor.shape != (rows,):
+        raise ValueError(f"lengths: expected shape ({rows},), got {tuple(tensor.shape)}")
+    if num_tokens is None:
+        return None, tensor.to(torch.int64).contiguous()
+    tokens = as_integer(num_tokens, "num_tokens")
+    if tokens < 0:
+        raise ValueError(f"num_tokens: expected an int >= 0, got {tokens}")
+    return torch.arange(tokens, device=rewards.device) < tensor[:, None], None
+
+
+def _check_out(out: Any, rewards: Tensor, mask: Tensor | None) -> None:
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out: expected a tensor, got {out!r:.80}")
+    same_device("rewards", rewards, "out", out)
+    shape = rewards.shape[:1] if mask is None else mask.shape
+    if out.shape != shape or out.dtype != rewards.dtype or not out.is_contiguous():
+        raise ValueError(
+            f"out: expected a contiguous {rewards.dtype} tensor of shape {tuple(shape)}, got {out.dtype} of shape "
+            f"{tuple(out.shape)} with strides {out.stride()}"
+        )
+    if out.requires_grad:
+        raise ValueError("out: expected a tensor that needs no gradient")
+
+
+def _over_ranks(
+    process_group: ProcessGroup,
+    rewards: Tensor,
+    group_size: Any,
+    group_ids: Any,
+    offsets: Any,
+    weights: Tensor | None,
+    lengths: Tensor | None,
+    mask: Tensor | None,
+    codes: tuple[Any, ...],
+    counts_tokens: bool,
+    out: Tensor | None,
+) -> Tensor:
+    """The advantages of all ranks' rows, on every rank; this rank's part of them."""
+    from morlfast._distributed import gather_rows
+    from morlfast._labels import label_digests
+
+    rows = rewards.shape[0]
+    if offsets is not None:
+        raise ValueError("offsets: expected group_size or group_ids together with process_group")
+    if (group_size is None) == (group_ids is None):
+        raise ValueError("group_size, group_ids: expected exactly one of them")
+    columns = [rewards if rewards.dim() == 2 else rewards[:, None]]
+    if group_ids is not None:
+        if _are_labels(group_ids):
+            ids = label_digests(group_ids, rows).to(rewards.device)
+        else:
+            ids = as_integers(group_ids, "group_ids", "rewards", rewards).to(torch.int64)
+            if ids.dim() not in (1, 2) or ids.shape[0] != rows:
+                raise ValueError(f"group_ids: expected shape ({rows},) or ({rows}, S), got {tuple(ids.shape)}")
+        columns.append(ids.reshape(rows, -1))
+    a_row_each = weights is not None and weights.dim() == 2
+    if weights is not None and a_row_each:
+        columns.append(weights)
+    if counts_tokens:
+        if lengths is None:
+            assert mask is not None  # one of them is there, or the caller has raised
+            lengths = (mask != 0).sum(1)
+        columns.append(lengths[:, None])
+    gathered, own = gather_rows(process_group, rewards.device, *columns)
+    everyone = iter(gathered)
+    all_rewards = next(everyone)
+    if group_size is not None:
+        size, all_ids = as_group_size(group_size, all_rewards.shape[0]), None
+    else:
+        size, all_ids = 0, _ops.group_rows(next(everyone))
+    all_weights = next(everyone) if a_row_each else weights
+    all_lengths = next(everyone)[:, 0].contiguous() if counts_tokens else None
+    if rewards.dim() == 1:
+        all_rewards = all_rewards[:, 0]
+    advantages = _ops.group_advantages(all_rewards, size, all_ids, None, all_weights, all_lengths, None, *codes)[own]
+    if mask is not None:
+        # No baseline, no scale, and NaN stays: each rollout's advantage as it is, at its tokens.
+        advantages = _ops.group_advantages(
+            advantages, 1, mask=mask, baseline=0, scale=0, nan=_CODES["nan"]["propagate"]
+        )
+    if out is None:
+        return advantages
+    _check_out(out, rewards, mask)
+    return out.copy_(advantages)
+
+
+def _code(rule: str, word: Any, name: str | None = None) -> int:
+    codes = _CODES[rule]
+    if word not in codes:
+        raise ValueError(f"{name or rule}: expected one of {', '.join(codes)}, got {word!r}")
+    return codes[word]
+
+
+def _not_negative(name: str, value: Any) -> float:
+    number = as_number(value, name)
+    if not number >= 0:
+        raise ValueError(f"{name}: expected a number >= 0, got {number!r}")
+    return number
+
+
+def _degrees(name: str, value: Any) -> int:
+    number = as_integer(value, name)
+    if number < 0:
+        raise ValueError(f"{name}: expected an int >= 0, got {number!r}")
+    return number
