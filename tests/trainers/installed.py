@@ -1,7 +1,6 @@
 """Definitions out of an installed trainer's own files, run without what else those files import (ray, jax, ...)."""
 
 from __future__ import annotations
-import __future__
 
 import ast
 import importlib.util
@@ -19,6 +18,5 @@ def definitions(module: str, *names: str, **namespace: Any) -> SimpleNamespace:
     tree = ast.parse(file.read_text(), str(file))
     tree.body = [node for node in tree.body if getattr(node, "name", None) in names]
     assert sorted(node.name for node in tree.body) == sorted(names), file
-    flags = __future__.annotations.compiler_flag
-    exec(compile(tree, str(file), "exec", flags, dont_inherit=True), namespace)
+    exec(compile(tree, str(file), "exec", annotations.compiler_flag), namespace)
     return SimpleNamespace(**{name: namespace[name] for name in names})
