@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morlfast._arguments import as_floating, as_number, same_device
+from morlfast._arguments import as_float32_or_64, as_floating, as_number, same_device
 from morlfast.hypervolume import hypervolume_improvement
 from morlfast.pareto_archive import ParetoArchive
 
@@ -79,7 +79,7 @@ class HypervolumeMetaReward:
     def __init__(
         self, ref_point: Any, *, maximize: bool | Sequence[bool], base: float = 0.5, gain: float = 1.5
     ) -> None:
-        ref_point = as_floating(ref_point, "ref_point")
+        ref_point = as_float32_or_64(ref_point, "ref_point")
         if ref_point.dim() != 1 or len(ref_point) == 0:
             raise ValueError(f"ref_point: expected shape (m,), got {tuple(ref_point.shape)}")
         self._ref_point: Tensor = ref_point.detach().to(torch.float64, copy=True)
@@ -90,7 +90,7 @@ class HypervolumeMetaReward:
 
     def update(self, metrics: Any) -> Tensor:
         """Takes the metrics (m,) of a validation and returns the new factor, float64 ()."""
-        point = as_floating(metrics, "metrics")
+        point = as_float32_or_64(metrics, "metrics")
         if not isinstance(metrics, Tensor):
             point = point.to(self._ref_point.device)
         same_device("ref_point", self._ref_point, "metrics", point)

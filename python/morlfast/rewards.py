@@ -306,7 +306,7 @@ def mixture_log_likelihoods(margins: Any, user_ids: Any, *, num_users: int | Non
     tensor([[-0.3133, -1.3133],
             [-0.7981, -0.3412]])
     """
-    margins = as_rewards(margins, "margins", 2)
+    margins = as_rewards(margins, "margins", 2, least=0)
     users = as_integers(user_ids, "user_ids", "margins", margins).to(torch.int64)
     if margins.dim() != 2 or users.shape != margins.shape[1:]:
         raise ValueError(
@@ -385,11 +385,12 @@ def target_ratio_rewards(values: Any, targets: Any, *, scale: float = 1.0, max_r
         raise ValueError(f"targets: expected positive numbers, got {targets!r:.80}")
     distances = (goals - values.double()).abs()
     with torch.no_grad():
-        met = (distances == 0).any(-1) & ~distances.isnan().any(-1)
-        capped = met | ((goals / distances).prod(-1) / scale > max_reward)
-    # What is capped has no gradient, rather than 0 times an infinite one.
-    ratios = (goals / torch.where(capped[..., None], 1.0, distances)).prod(-1) / scale
-    return torch.where(capped, max_reward, ratios).to(values.dtype)
+        missing = distances.isnan().any(-1)
+        capped = (distances == 0).any(-1) | ((goals / distances).prod(-1) / scale > max_reward)
+    # What is capped or missing has no gradient, rather than 0 times an infinite one or NaN.
+    ratios = (goals / torch.where((capped | missing)[..., None], 1.0, distances)).prod(-1) / scale
+    rewards = torch.where(missing, math.nan, torch.where(capped, max_reward, ratios))
+    return rewards.to(values.dtype)
 
 
 def win_rate_rewards(
@@ -446,10 +447,10 @@ def win_rate_rewards(
     else:
         given = as_rewards(scores, "scores", 1, least=0)
         own = given.double()
-        equal = own[..., :, None] == own[..., None, :]
-        gaps = torch.where(equal, 0.0, own[..., :, None] - own[..., None, :])
-        # sign(NaN) is 0 on some devices, and a NaN must stay one.
-        pairs = gaps.sigmoid() if link == "logistic" else torch.where(gaps.isnan(), gaps, (gaps.sign() + 1) / 2)
+        left, right = own[..., :, None], own[..., None, :]
+        missing = left.isnan() | right.isnan()
+        gaps = torch.where(missing | (left == right), 0.0, left - right)  # infinite ones may be equal
+        pairs = torch.where(missing, math.nan, gaps.sigmoid() if link == "logistic" else (gaps.sign() + 1) / 2)
     own_place = torch.eye(pairs.shape[-1], dtype=torch.bool, device=pairs.device)
     compared = ~pairs.isnan() & ~own_place
     total = torch.where(compared, pairs, 0.0).sum(-1)
