@@ -84,24 +84,81 @@ struct Problem {
   bool parallel;
 };
 
-/// (n, m) rewards or weights as doubles; rewards[i, k] is `unscored` where it is NaN.
+/// (n, m) rewards or weights.
 template <class T>
 struct Matrix {
   const T* data;
   int64_t row_stride, column_stride;
-  double unscored = kNan;
 
   double operator()(int64_t i, int64_t k) const {
-    if (!data) return 1;
-    const double value = static_cast<double>(data[i * row_stride + k * column_stride]);
-    return std::isnan(value) ? unscored : value;
+    return static_cast<double>(data[i * row_stride + k * column_stride]);
+  }
+  void read(int64_t i, int64_t m, double* out) const {
+    const T* row = data + i * row_stride;
+    if (column_stride == 1)
+      for (int64_t k = 0; k < m; ++k) out[k] = static_cast<double>(row[k]);
+    else
+      for (int64_t k = 0; k < m; ++k) out[k] = static_cast<double>(row[k * column_stride]);
   }
 };
 
-double substitute(NanRewards nan) {
-  if (nan == NanRewards::propagate) return kInfinity;
-  return nan == NanRewards::zero ? 0 : kNan;
-}
+/// The rewards, with what a NaN among them stands for.
+template <class T>
+class Rewards {
+ public:
+  Rewards(const Matrix<T>& matrix, NanRewards nan) : matrix_(matrix) {
+    if (nan == NanRewards::propagate) unscored_ = kInfinity;
+    if (nan == NanRewards::zero) unscored_ = 0;
+  }
+
+  double operator()(int64_t i, int64_t k) const { return scored(matrix_(i, k)); }
+  void read(int64_t i, int64_t m, double* out) const {
+    matrix_.read(i, m, out);
+    if (unscored_ == unscored_)
+      for (int64_t k = 0; k < m; ++k) out[k] = scored(out[k]);
+  }
+  /// Sum of a row without NaN, else NaN; in lanes, as adding one to the other would wait for each addition.
+  double plain_sum(int64_t i, int64_t m) const {
+    constexpr int64_t kLanes = 16;
+    if (matrix_.column_stride != 1 || m < kLanes) return kNan;
+    const T* row = matrix_.data + i * matrix_.row_stride;
+    double lanes[kLanes] = {};
+    int64_t k = 0;
+    for (; k + kLanes <= m; k += kLanes)
+      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += static_cast<double>(row[k + lane]);
+    for (int64_t lane = 0; k + lane < m; ++lane) lanes[lane] += static_cast<double>(row[k + lane]);
+    for (int64_t width = kLanes / 2; width > 0; width /= 2)
+      for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+    return lanes[0];
+  }
+
+ private:
+  double scored(double value) const { return value == value ? value : unscored_; }
+
+  Matrix<T> matrix_;
+  double unscored_ = kNan;
+};
+
+/// The weights of each rollout as doubles.
+template <class T>
+class Weights {
+ public:
+  Weights(const Matrix<T>& matrix, int64_t m) : matrix_(matrix), shared_(m, 1) {
+    if (matrix.data && matrix.row_stride == 0 && m > 0) matrix.read(0, m, shared_.data());
+  }
+
+  bool ones() const { return !matrix_.data; }
+  /// Those of rollout i, in `buffer` unless all have the same.
+  const double* row(int64_t i, double* buffer) const {
+    if (!matrix_.data || matrix_.row_stride == 0) return shared_.data();
+    matrix_.read(i, static_cast<int64_t>(shared_.size()), buffer);
+    return buffer;
+  }
+
+ private:
+  Matrix<T> matrix_;
+  std::vector<double> shared_;
+};
 
 /// Subtracts the baseline and divides by the deviation, group by group, each of `m` columns by itself.
 class GroupNormalizer {
@@ -279,7 +336,7 @@ std::vector<Moments> moments_of_batch(const Problem& p, int64_t columns, const V
   return moments;
 }
 
-/// Calls body(normalizer, values, first place, rows) for every group; `values` has room for the group's columns.
+/// Calls body(normalizer, values, lengths, first place, rows) for every group; `values` has room for its columns.
 template <class Body>
 void each_group(const Problem& p, int64_t columns, const std::vector<Moments>& batch, const Body& body) {
   constexpr int64_t kGroupsAtOnce = 64;
@@ -300,28 +357,34 @@ void each_group(const Problem& p, int64_t columns, const std::vector<Moments>& b
   });
 }
 
-/// s_i = sum over the scored objectives of w_ik values[k], NaN without any.
-template <class W>
-double weighted_sum(const Problem& p, const Matrix<W>& weights, int64_t i, const double* values) {
-  double sum = 0;
-  bool scored = p.rules.nan == NanRewards::skip_reward;
-  for (int64_t k = 0; k < p.m; ++k) {
-    if (std::isnan(values[k])) continue;
-    sum += weights(i, k) * values[k];
-    scored = true;
-  }
-  if (!scored) return kNan;
+/// s_i = sum over the scored objectives of w_k values[k], NaN without any.
+double weighted_sum(const Problem& p, const double* weights, const double* values) {
+  constexpr int64_t kLanes = 4;  // so that an addition need not wait for the last
+  double sums[kLanes] = {}, counts[kLanes] = {};
+  const auto add = [&](int64_t lane, int64_t k) {
+    const bool scored = values[k] == values[k];
+    sums[lane] += scored ? weights[k] * values[k] : 0;
+    counts[lane] += scored ? 1 : 0;
+  };
+  int64_t k = 0;
+  for (; k + kLanes <= p.m; k += kLanes)
+    for (int64_t lane = 0; lane < kLanes; ++lane) add(lane, k + lane);
+  for (int64_t lane = 0; k + lane < p.m; ++lane) add(lane, k + lane);
+  if ((counts[0] + counts[1]) + (counts[2] + counts[3]) == 0 && p.rules.nan != NanRewards::skip_reward) return kNan;
+  const double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   return std::isnan(sum) ? kInfinity : sum;
 }
 
 /// scores[i]: the weighted sum of the rewards, then normalized.
 template <class R, class W>
-void sum_then_normalize(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, double* scores) {
+void sum_then_normalize(const Problem& p, const Rewards<R>& rewards, const Weights<W>& weights, double* scores) {
   parallel_for((p.n + kChunk - 1) / kChunk, p.parallel, [&](int64_t c) {
-    std::vector<double> row(p.m);
+    std::vector<double> row(p.m), weight(p.m);
     for (int64_t i = c * kChunk; i < std::min(p.n, (c + 1) * kChunk); ++i) {
-      for (int64_t k = 0; k < p.m; ++k) row[k] = rewards(i, k);
-      scores[i] = weighted_sum(p, weights, i, row.data());
+      scores[i] = weights.ones() ? rewards.plain_sum(i, p.m) : kNan;
+      if (!std::isnan(scores[i])) continue;
+      rewards.read(i, p.m, row.data());
+      scores[i] = weighted_sum(p, weights.row(i, weight.data()), row.data());
     }
   });
   const std::vector<Moments> batch = moments_of_batch(p, 1, [&](int64_t i, int64_t) { return scores[i]; });
@@ -335,17 +398,15 @@ void sum_then_normalize(const Problem& p, const Matrix<R>& rewards, const Matrix
 
 /// scores[i]: the weighted sum of the normalized rewards.
 template <class R, class W>
-void normalize_then_sum(const Problem& p, const Matrix<R>& rewards, const Matrix<W>& weights, double* scores) {
+void normalize_then_sum(const Problem& p, const Rewards<R>& rewards, const Weights<W>& weights, double* scores) {
   const std::vector<Moments> batch = moments_of_batch(p, p.m, rewards);
   each_group(p, p.m, batch, [&](auto& normalizer, auto& values, auto& lengths, int64_t begin, int64_t rows) {
-    for (int64_t place = 0; place < rows; ++place) {
-      const int64_t i = p.groups.row(begin + place);
-      for (int64_t k = 0; k < p.m; ++k) values[place * p.m + k] = rewards(i, k);
-    }
+    std::vector<double> weight(p.m);
+    for (int64_t place = 0; place < rows; ++place) rewards.read(p.groups.row(begin + place), p.m, &values[place * p.m]);
     normalizer.normalize(values.data(), rows, lengths.data());
     for (int64_t place = 0; place < rows; ++place) {
       const int64_t i = p.groups.row(begin + place);
-      scores[i] = weighted_sum(p, weights, i, &values[place * p.m]);
+      scores[i] = weighted_sum(p, weights.row(i, weight.data()), values.data() + place * p.m);
     }
   });
 }
@@ -361,14 +422,20 @@ void whiten_batch(const Problem& p, double* scores) {
       },
       [&](int64_t i) { return scores[i]; });
   const double deviation = moments.deviation(p.rules.whiten_ddof);
-  const double by = divisor(deviation, p.rules.whiten_eps, p.rules.whiten_eps_to);
-  for (int64_t i = 0; i < p.n; ++i) {
-    if (std::isnan(scores[i])) continue;
-    if (!moments.finite())
-      scores[i] = kInfinity;
-    else
-      scores[i] = deviation > 0 ? moments.centred(scores[i]) / by : 0;
+  if (!moments.finite() || deviation == 0) {
+    for (int64_t i = 0; i < p.n; ++i)
+      if (!std::isnan(scores[i])) scores[i] = moments.finite() ? 0 : kInfinity;
+    return;
   }
+  // As many columns as a vector has lanes, all with the same moments.
+  constexpr int64_t kColumns = 8;
+  double pivot[kColumns], centre[kColumns], by[kColumns];
+  std::fill(pivot, pivot + kColumns, moments.pivot);
+  std::fill(centre, centre + kColumns, moments.centre);
+  std::fill(by, by + kColumns, divisor(deviation, p.rules.whiten_eps, p.rules.whiten_eps_to));
+  const int64_t rows = p.n / kColumns;
+  simd().standardize(scores, rows, kColumns, pivot, centre, by);
+  simd().standardize(scores + rows * kColumns, 1, p.n - rows * kColumns, pivot, centre, by);
 }
 
 /// The result of a score: 0 without one, NaN for what was poisoned; 0.0 has no sign.
@@ -427,7 +494,7 @@ void spread(const double* scores, const MatrixView& mask, int64_t n, int64_t tok
 }
 
 template <class R>
-void require_scored(const Problem& p, const Matrix<R>& rewards) {
+void require_scored(const Problem& p, const Rewards<R>& rewards) {
   for (int64_t i = 0; i < p.n; ++i)
     for (int64_t k = 0; k < p.m; ++k)
       if (std::isnan(rewards(i, k)))
@@ -467,11 +534,11 @@ void group_advantages(const MatrixView& rewards, const MatrixView& weights, int6
   const Problem p{n, m, groups, rules, lengths, n * m >= 32768};
   with_float(rewards.dtype, "rewards", [&](auto r) {
     using R = decltype(r);
-    const Matrix<R> reward{static_cast<const R*>(rewards.data), rewards.row_stride, rewards.column_stride,
-                           substitute(rules.nan)};
+    const Rewards<R> reward({static_cast<const R*>(rewards.data), rewards.row_stride, rewards.column_stride},
+                            rules.nan);
     with_float(weights.dtype, "weights", [&](auto w) {
       using W = decltype(w);
-      const Matrix<W> weight{static_cast<const W*>(weights.data), weights.row_stride, weights.column_stride};
+      const Weights<W> weight({static_cast<const W*>(weights.data), weights.row_stride, weights.column_stride}, m);
       if (rules.nan == NanRewards::raise) require_scored(p, reward);
       if (rules.aggregate == Aggregate::normalize_then_sum)
         normalize_then_sum(p, reward, weight, scores);

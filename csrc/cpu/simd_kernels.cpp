@@ -282,37 +282,6 @@ void score_keys_64(const double* __restrict advantage, const double* __restrict 
   }
 }
 
-void sum_scored(const double* values, int64_t rows, int64_t m, const double* __restrict pivot, double* __restrict sum,
-                double* __restrict count) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const double* __restrict row = values + i * m;
-    for (int64_t k = 0; k < m; ++k) {
-      const bool scored = row[k] == row[k];
-      sum[k] += scored ? row[k] - pivot[k] : 0;
-      count[k] += scored ? 1 : 0;
-    }
-  }
-}
-
-void sum_squares(const double* values, int64_t rows, int64_t m, const double* __restrict pivot,
-                 const double* __restrict centre, double* __restrict squares) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const double* __restrict row = values + i * m;
-    for (int64_t k = 0; k < m; ++k) {
-      const double centred = row[k] == row[k] ? (row[k] - pivot[k]) - centre[k] : 0;
-      squares[k] += centred * centred;
-    }
-  }
-}
-
-void standardize(double* values, int64_t rows, int64_t m, const double* __restrict pivot,
-                 const double* __restrict centre, const double* __restrict divisor) {
-  for (int64_t i = 0; i < rows; ++i) {
-    double* __restrict row = values + i * m;
-    for (int64_t k = 0; k < m; ++k) row[k] = ((row[k] - pivot[k]) - centre[k]) / divisor[k];
-  }
-}
-
 typedef double Lanes __attribute__((vector_size(kVectorBytes)));
 typedef int64_t Pieces __attribute__((vector_size(kVectorBytes)));
 constexpr int64_t kLanes = kVectorBytes / 8;
@@ -321,6 +290,64 @@ Lanes load(const double* values) {
   Lanes lanes;
   __builtin_memcpy(&lanes, values, sizeof lanes);
   return lanes;
+}
+
+void store(Lanes lanes, double* values) { __builtin_memcpy(values, &lanes, sizeof lanes); }
+
+/// Calls body(k, a value of Lanes or double) for the columns 0..m-1, as many at once as there are lanes.
+template <class Body>
+void each_column(int64_t m, const Body& body) {
+  int64_t k = 0;
+  for (; k + kLanes <= m; k += kLanes) body(k, Lanes{});
+  for (; k < m; ++k) body(k, 0.0);
+}
+
+void get(const double* from, double& value) { value = *from; }
+void get(const double* from, Lanes& value) { value = load(from); }
+void put(double value, double* to) { *to = value; }
+void put(Lanes value, double* to) { store(value, to); }
+
+// Sums of a column stay in registers while the rows pass.
+
+void sum_scored(const double* values, int64_t rows, int64_t m, const double* pivot, double* sum, double* count) {
+  each_column(m, [&](int64_t k, auto value) {
+    auto from = value, total = value, scored = value;
+    const auto none = value, one = value + 1;
+    get(pivot + k, from), get(sum + k, total), get(count + k, scored);
+    for (int64_t i = 0; i < rows; ++i) {
+      get(values + i * m + k, value);
+      total += value == value ? value - from : none;
+      scored += value == value ? one : none;
+    }
+    put(total, sum + k), put(scored, count + k);
+  });
+}
+
+void sum_squares(const double* values, int64_t rows, int64_t m, const double* pivot, const double* centre,
+                 double* squares) {
+  each_column(m, [&](int64_t k, auto value) {
+    auto from = value, mean = value, total = value;
+    const auto none = value;
+    get(pivot + k, from), get(centre + k, mean), get(squares + k, total);
+    for (int64_t i = 0; i < rows; ++i) {
+      get(values + i * m + k, value);
+      const auto centred = value == value ? (value - from) - mean : none;
+      total += centred * centred;
+    }
+    put(total, squares + k);
+  });
+}
+
+void standardize(double* values, int64_t rows, int64_t m, const double* pivot, const double* centre,
+                 const double* divisor) {
+  each_column(m, [&](int64_t k, auto value) {
+    auto from = value, mean = value, by = value;
+    get(pivot + k, from), get(centre + k, mean), get(divisor + k, by);
+    for (int64_t i = 0; i < rows; ++i) {
+      get(values + i * m + k, value);
+      put(((value - from) - mean) / by, values + i * m + k);
+    }
+  });
 }
 
 /// a < b ? a : b in every lane, so b beside NaN.

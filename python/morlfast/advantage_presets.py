@@ -189,3 +189,19 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
     }
 )
+
+
+def rules_of(preset: str, method: str | None = None) -> AdvantageRules:
+    """The rules of a preset's method, of its first one by default; ValueError for names that are not there.
+
+    >>> rules_of("verl", "grpo").eps
+    1e-06
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+    methods = PRESETS[preset].methods
+    if method is None:
+        return next(iter(methods.values()))
+    if method not in methods:
+        raise ValueError(f"method: expected one of {', '.join(methods)} with preset {preset!r}, got {method!r}")
+    return methods[method]

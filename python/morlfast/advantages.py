@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -30,13 +31,14 @@ from morlfast.advantage_presets import (
     Singleton,
     Whiten,
     ZeroVariance,
+    rules_of,
 )
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 # The operator's codes of the rules that are words.
-_CODES: Mapping[str, Mapping[str, int]] = {
+_WORDS: Mapping[str, Mapping[str, int]] = {
     name: {word: code for code, word in enumerate(get_args(words))}
     for name, words in (
         ("aggregate", Aggregate),
@@ -47,8 +49,13 @@ _CODES: Mapping[str, Mapping[str, int]] = {
         ("zero_variance", ZeroVariance),
         ("nan", NanRewards),
         ("whiten", Whiten),
+        ("whiten_eps_to", EpsTo),
     )
 }
+_RULES = tuple(rule.name for rule in fields(AdvantageRules))  # in the order of the operator's arguments
+_LENGTH_WEIGHTED = _WORDS["baseline"]["length_weighted"]
+_BY_TOKENS = _WORDS["whiten"]["tokens"]
+_PROPAGATE, _RAISE = _WORDS["nan"]["propagate"], _WORDS["nan"]["raise"]
 
 
 def group_advantages(
@@ -102,8 +109,7 @@ def group_advantages(
         group_ids: instead: (N,) integers, or a list or NumPy array of strings or other labels, equal for rollouts of
             one group, in any order; or (N, S) integers, such as prompts, whose equal rows are one group.
         offsets: instead: (G + 1,) integers; group g is the rows from offsets[g] to before offsets[g + 1].
-        token_rewards: instead of ``rewards``: (N, T), summed over the tokens in float64; of half precision, the
-            result is float32.
+        token_rewards: instead of ``rewards``: (N, T), summed over the tokens in float64, padding too.
         weights: (M,) or (N, M) weights of the objectives; ones by default.
         mask: (N, T) of any dtype, read as it is, nonzero where a token counts: the result is (N, T).
         lengths: (N,) tokens of each rollout, instead of a mask.
@@ -157,33 +163,24 @@ def group_advantages(
             [ 1.,  1.]])
     """
     rewards = _as_rewards(rewards, token_rewards)
-    rules = rules_of(preset, method)
-    nan = rules.nan if nan is None else nan
-    if nan == "raise" and rewards.is_cuda and bool(rewards.isnan().any()):
+    if (preset, method) not in _CODES:
+        rules_of(preset, method)  # says which there are
+    codes = list(_CODES[preset, method])
+    given = (aggregate, baseline, scale, eps, eps_to, ddof, singleton, zero_variance, least_std, nan)
+    for place, value in enumerate((*given, whiten, whiten_eps, whiten_eps_to, whiten_ddof)):
+        if value is not None:
+            codes[place] = _code(_RULES[place], value)
+    if token_rewards is not None:
+        if weights is not None:
+            raise ValueError("weights: expected none together with token_rewards, which are of one objective")
+        codes[0] = 0  # the sum over the tokens comes first
+    if codes[9] == _RAISE and rewards.is_cuda and bool(rewards.isnan().any()):
         raise ValueError("rewards: expected no NaN, got NaN")
-    baseline = rules.baseline if baseline is None else baseline
-    whiten = rules.whiten if whiten is None else whiten
-    codes = (
-        _code("aggregate", rules.aggregate if aggregate is None else aggregate),
-        _code("baseline", baseline),
-        _code("scale", rules.scale if scale is None else scale),
-        _not_negative("eps", rules.eps if eps is None else eps),
-        _code("eps_to", rules.eps_to if eps_to is None else eps_to, "eps_to"),
-        _degrees("ddof", rules.ddof if ddof is None else ddof),
-        _code("singleton", rules.singleton if singleton is None else singleton),
-        _code("zero_variance", rules.zero_variance if zero_variance is None else zero_variance),
-        _not_negative("least_std", rules.least_std if least_std is None else least_std),
-        _code("nan", nan),
-        _code("whiten", whiten),
-        _not_negative("whiten_eps", rules.whiten_eps if whiten_eps is None else whiten_eps),
-        _code("eps_to", rules.whiten_eps_to if whiten_eps_to is None else whiten_eps_to, "whiten_eps_to"),
-        _degrees("whiten_ddof", rules.whiten_ddof if whiten_ddof is None else whiten_ddof),
-    )
     weights = None if weights is None else _as_weights(weights, rewards)
     mask, lengths = _as_tokens(mask, lengths, num_tokens, rewards)
-    counts_tokens = baseline == "length_weighted" or whiten == "tokens"
+    counts_tokens = codes[1] == _LENGTH_WEIGHTED or codes[10] == _BY_TOKENS
     if counts_tokens and mask is None and lengths is None:
-        rule = 'baseline="length_weighted"' if baseline == "length_weighted" else 'whiten="tokens"'
+        rule = 'baseline="length_weighted"' if codes[1] == _LENGTH_WEIGHTED else 'whiten="tokens"'
         raise ValueError(f"mask, lengths: expected one of them, by which {rule} counts tokens")
     if process_group is not None:
         return _over_ranks(
@@ -197,22 +194,6 @@ def group_advantages(
     return out
 
 
-def rules_of(preset: str, method: str | None = None) -> AdvantageRules:
-    """The rules of a preset's method, of its first one by default.
-
-    >>> rules_of("verl", "grpo").eps
-    1e-06
-    """
-    if preset not in PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-    methods = PRESETS[preset].methods
-    if method is None:
-        return next(iter(methods.values()))
-    if method not in methods:
-        raise ValueError(f"method: expected one of {', '.join(methods)} with preset {preset!r}, got {method!r}")
-    return methods[method]
-
-
 def _as_rewards(rewards: Any, token_rewards: Any) -> Tensor:
     if (rewards is None) == (token_rewards is None):
         raise ValueError("rewards, token_rewards: expected exactly one of them")
@@ -221,11 +202,9 @@ def _as_rewards(rewards: Any, token_rewards: Any) -> Tensor:
         if tensor.dim() != 1 and tensor.dim() != 2:
             raise ValueError(f"rewards: expected shape (N,) or (N, M), got {tuple(tensor.shape)}")
     else:
-        tokens = as_floating(token_rewards, "token_rewards")
-        if tokens.dim() != 2:
-            raise ValueError(f"token_rewards: expected shape (N, T), got {tuple(tokens.shape)}")
-        dtype = tokens.dtype if tokens.dtype in (torch.float32, torch.float64) else torch.float32
-        tensor = tokens.detach().sum(1, dtype=torch.float64).to(dtype)
+        tensor = as_floating(token_rewards, "token_rewards")
+        if tensor.dim() != 2:
+            raise ValueError(f"token_rewards: expected shape (N, T), got {tuple(tensor.shape)}")
     return tensor.detach() if tensor.requires_grad else tensor
 
 
@@ -337,7 +316,7 @@ def _over_ranks(
     weights: Tensor | None,
     lengths: Tensor | None,
     mask: Tensor | None,
-    codes: tuple[Any, ...],
+    codes: list[Any],
     counts_tokens: bool,
     out: Tensor | None,
 ) -> Tensor:
@@ -390,22 +369,25 @@ def _over_ranks(
     return out.copy_(advantages)
 
 
-def _code(rule: str, word: Any, name: str | None = None) -> int:
-    codes = _CODES[rule]
-    if word not in codes:
-        raise ValueError(f"{name or rule}: expected one of {', '.join(codes)}, got {word!r}")
-    return codes[word]
+def _code(rule: str, value: Any) -> Any:
+    """What the operator takes for a rule."""
+    words = _WORDS.get(rule)
+    if words is None:
+        number: float = as_integer(value, rule) if rule.endswith("ddof") else as_number(value, rule)
+        if not number >= 0:
+            expected = "an int" if rule.endswith("ddof") else "a number"
+            raise ValueError(f"{rule}: expected {expected} >= 0, got {number!r}")
+        return number
+    if value not in words:
+        raise ValueError(f"{rule}: expected one of {', '.join(words)}, got {value!r}")
+    return words[value]
 
 
-def _not_negative(name: str, value: Any) -> float:
-    number = as_number(value, name)
-    if not number >= 0:
-        raise ValueError(f"{name}: expected a number >= 0, got {number!r}")
-    return number
-
-
-def _degrees(name: str, value: Any) -> int:
-    number = as_integer(value, name)
-    if number < 0:
-        raise ValueError(f"{name}: expected an int >= 0, got {number!r}")
-    return number
+# Rules of the presets as the operator takes them; a preset's first method under None too.
+_CODES: Mapping[tuple[str, str | None], tuple[Any, ...]] = {
+    (preset, method): tuple(
+        _code(rule.name, getattr(rules_of(preset, method), rule.name)) for rule in fields(AdvantageRules)
+    )
+    for preset in PRESETS
+    for method in (None, *PRESETS[preset].methods)
+}
