@@ -1,0 +1,163 @@
+"""Advantages of TRL's `GRPOTrainer` by other rules: `class Trainer(MultiObjectiveMixin, GRPOTrainer)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+
+from morlfast.advantage_presets import AdvantageRules, rules_of
+from morlfast.advantages import group_advantages
+from morlfast.integrations import check_version
+
+CHECKED_VERSIONS = ("1.16.0",)
+
+_Trainer: Any = object  # behind which a trainer stands, so that it has all of a GRPOTrainer's attributes
+
+
+class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
+    """Advantages of a `GRPOTrainer` from `morlfast.group_advantages`, with all of its rules.
+
+    ::
+
+        class Trainer(MultiObjectiveMixin, GRPOTrainer): ...
+
+        trainer = Trainer(model, reward_funcs=[correct, brief], args=args, multi_objective="gdpo", ...)
+
+    Everything else is the trainer's own: generation, rewards and their gathering over processes, `reward_weights`,
+    the loss. With no option given the advantages are those of the original too, but for rounding: a group of equal
+    rewards gets exactly 0.
+
+    Args:
+        multi_objective: a method of the preset ("grpo", "dr_grpo", "rloo", "gdpo" of TRL's). None: what the trainer's
+            `multi_objective_aggregation` and `scale_rewards` say, or the first method of another preset.
+        advantage_preset: a trainer whose formulas are meant, one of `morlfast.PRESETS`; TRL's by default.
+        advantage_rules: rules that replace the preset's, such as `{"eps": 1e-6, "ddof": 0}`.
+        any_version: also with a version of TRL that this was not compared with.
+
+    The three options are attributes as well: a subclass may set them, and they are read anew for each generation.
+    `scale_rewards` and `multi_objective_aggregation` of the trainer's arguments are followed where the method leaves
+    them open (`scale_rewards="batch"` with "grpo"); where they contradict it, ValueError. Their default values
+    contradict nothing.
+
+    Rules that count tokens (`baseline="length_weighted"`, `whiten="tokens"`) count those that the loss counts, in the
+    rollouts of all processes. Statistics of the batch are of all that was generated at once.
+
+    Metrics: the trainer's own are of rewards, and stay; so `frac_reward_zero_std` follows
+    `multi_objective_aggregation` alone. The advantages of logged completions are these, and `frac_advantage_zero` is
+    the part of the rollouts from which nothing is learned.
+
+    A reward that is infinite raises ValueError (TRL goes on with advantages of 0 and 3e38).
+
+    Rewards changed by an override of `_calculate_rewards` count if that class comes after this one:
+    `class Trainer(MultiObjectiveMixin, TrainerWithChangedRewards)`.
+    """
+
+    multi_objective: str | None = None
+    advantage_preset: str = "trl"
+    advantage_rules: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(
+        self,
+        *args: Any,
+        multi_objective: str | None = None,
+        advantage_preset: str | None = None,
+        advantage_rules: Mapping[str, Any] | None = None,
+        any_version: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        check_version("trl", CHECKED_VERSIONS, any_version)
+        if not isinstance(self, GRPOTrainer):
+            raise TypeError(f"{type(self).__name__}: expected a GRPOTrainer behind MultiObjectiveMixin")
+        if multi_objective is not None:
+            self.multi_objective = multi_objective
+        if advantage_preset is not None:
+            self.advantage_preset = advantage_preset
+        if advantage_rules is not None:
+            self.advantage_rules = advantage_rules
+        super().__init__(*args, **kwargs)
+        # What is wrong with the rules or the weights shall not wait for the first generation.
+        rewards = torch.zeros(2, len(self.reward_funcs))
+        self._group_advantages(rewards, group_size=2, lengths=torch.ones(2, dtype=torch.int64))
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards: Tensor = super()._calculate_rewards(*args, **kwargs)  # (N, M), of all processes
+        self._gathered_rewards = rewards
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        mode = "train" if self.model.training else "eval"
+        rewards = self._gathered_rewards
+        self._refuse_infinite(rewards)
+        lengths = None
+        if _counts_tokens(self._advantage_rules()):
+            counted = output["completion_mask"] * output.get("tool_mask", 1)
+            lengths = self.accelerator.gather(counted.sum(1))
+        size = self.num_generations if mode == "train" else self.num_generations_eval
+        advantages = self._group_advantages(rewards, group_size=size, lengths=lengths)
+
+        rollouts = len(output["advantages"])
+        first = self.accelerator.process_index * rollouts
+        output["advantages"] = advantages[first : first + rollouts]
+
+        self._metrics[mode]["frac_advantage_zero"].append((advantages == 0).float().mean().item())
+        logged = self._logs["advantages"]  # a deque of bounded length, to which the trainer has added its own
+        for _ in range(min(len(advantages), len(logged))):
+            logged.pop()
+        logged.extend(advantages.tolist())
+        return output
+
+    def _group_advantages(self, rewards: Tensor, group_size: int, lengths: Tensor | None) -> Tensor:
+        rules = self._advantage_rules()
+        weights = self.reward_weights.to(rewards.device)
+        return group_advantages(
+            rewards, group_size, weights=weights, lengths=lengths if _counts_tokens(rules) else None, **asdict(rules)
+        )
+
+    def _advantage_rules(self) -> AdvantageRules:
+        """What the options and the trainer's arguments say together."""
+        method, preset, own = self.multi_objective, self.advantage_preset, dict(self.advantage_rules)
+        aggregation, scale = self.multi_objective_aggregation, self.scale_rewards
+        names = [field.name for field in fields(AdvantageRules)]
+        for name in own:
+            if name not in names:
+                raise ValueError(f"advantage_rules: expected rules among {', '.join(names)}, got {name!r}")
+        if method is None and preset == "trl":
+            method = "gdpo" if aggregation == "normalize_then_sum" else "grpo"
+            if method == "gdpo":
+                scale = "group"  # GRPOTrainer does not look at scale_rewards here
+        rules = rules_of(preset, method)
+        if rules.aggregate == "sum_then_normalize" and rules.scale == "group":
+            rules = replace(rules, scale=scale)
+        rules = replace(rules, **own)
+        if aggregation == "normalize_then_sum" != rules.aggregate:
+            raise ValueError(
+                f'multi_objective_aggregation="normalize_then_sum" contradicts {self._meaning(method)}, which sums '
+                'first; leave it at its default, or take a method such as "gdpo"'
+            )
+        if scale not in ("group", rules.scale):
+            raise ValueError(
+                f"scale_rewards={scale!r} contradicts {self._meaning(method)}, whose scale is {rules.scale!r}; leave "
+                f'it at its default "group", or pass advantage_rules={{"scale": {scale!r}}} without another scale'
+            )
+        return rules
+
+    def _meaning(self, method: str | None) -> str:
+        rules = f" with {dict(self.advantage_rules)}" if self.advantage_rules else ""
+        return f"{method or 'the default'} of preset {self.advantage_preset!r}{rules}"
+
+    def _refuse_infinite(self, rewards: Tensor) -> None:
+        infinite = rewards.isinf().any(0).tolist()
+        if any(infinite):
+            names = [name for name, is_infinite in zip(self.reward_func_names, infinite, strict=True) if is_infinite]
+            raise ValueError(f"reward_funcs: expected finite rewards or None, got infinite ones from {names[0]}")
+
+
+def _counts_tokens(rules: AdvantageRules) -> bool:
+    return rules.baseline == "length_weighted" or rules.whiten == "tokens"
