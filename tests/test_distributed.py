@@ -39,6 +39,14 @@ class Ranks:
             self.processes.append(process)
 
     def run(self, function: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
+        """What each rank returned."""
+        answers = self.run_to_errors(function, arguments)
+        for rank, answer in enumerate(answers):
+            if isinstance(answer, Exception):
+                raise AssertionError(f"on rank {rank}") from answer
+        return answers
+
+    def run_to_errors(self, function: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
         """What each rank returned, or the exception that it raised."""
         for pipe, own in zip(self.pipes, arguments, strict=True):
             pipe.send_bytes(pickle.dumps((function, own)))
@@ -170,7 +178,9 @@ def test_a_rank_without_rows_takes_the_others_columns(ranks):
 )
 def test_different_columns_raise_on_every_rank(ranks, odd, shown):
     world = len(ranks.pipes)
-    answers = ranks.run(gather, [([torch.zeros(2, 2)] if rank < world - 1 else odd,) for rank in range(world)])
+    answers = ranks.run_to_errors(
+        gather, [([torch.zeros(2, 2)] if rank < world - 1 else odd,) for rank in range(world)]
+    )
     for answer in answers:
         with pytest.raises(
             ValueError,
@@ -307,7 +317,7 @@ def test_a_part_of_the_ranks(ranks):
 def test_different_arguments_raise_on_every_rank(ranks):
     arguments = [(scores(4), {"group_ids": ["a", "b", "b", "a"]}) for _ in ranks.pipes]
     arguments[-1] = (scores(4), {"group_ids": [0, 1, 1, 0]})
-    for answer in ranks.run(advantages, arguments):
+    for answer in ranks.run_to_errors(advantages, arguments):
         with pytest.raises(
             ValueError, match=r"^process_group: expected the same dtypes and columns of rewards, groups"
         ):
@@ -316,7 +326,7 @@ def test_different_arguments_raise_on_every_rank(ranks):
 
 def test_group_size_must_divide_the_rows_of_all_ranks(ranks):
     own = rows_of_ranks(ranks)
-    for answer in ranks.run(advantages, [(scores(N)[rows], {"group_size": 5}) for rows in own]):
+    for answer in ranks.run_to_errors(advantages, [(scores(N)[rows], {"group_size": 5}) for rows in own]):
         with pytest.raises(ValueError, match="group_size: expected a positive divisor of the 12 rollouts, got 5"):
             raise answer
 
