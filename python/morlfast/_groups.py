@@ -1,0 +1,162 @@
+"""Rollouts by group, for the estimators that are more than `morlfast.group_advantages`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from morlfast._arguments import as_floating, as_number, as_tensor, same_device
+from morlfast.advantages import _as_groups, group_advantages
+
+
+class Groups:
+    """Rollouts by group: what a group has in sum, spread to its rows; no loop over groups, no waiting for a device."""
+
+    def __init__(self, index: Tensor, size: int = 0) -> None:
+        self.index = index  # (N,) int64 from 0 to N - 1
+        self.size = size  # of contiguous groups; 0: rows are sorted
+        if size == 0:
+            self.order = torch.sort(index, stable=True).indices
+            self.lengths = torch.zeros_like(index).scatter_add_(0, index, torch.ones_like(index))
+            self.starts = self.lengths.cumsum(0) - self.lengths
+
+    @classmethod
+    def of(cls, like: Tensor, group_size: Any, group_ids: Any, offsets: Any) -> Groups:
+        """Of the rows of `like`, grouped as `group_advantages` groups them."""
+        size, ids, bounds = _as_groups(group_size, group_ids, offsets, like)
+        row = torch.arange(like.shape[0], device=like.device)
+        if ids is not None:
+            return cls(dense(ids.to(torch.int64)))
+        if bounds is None:
+            return cls(row // size, size)
+        if (
+            not bounds.is_cuda
+            and not torch.compiler.is_compiling()
+            and (bounds[0] != 0 or bounds[-1] != len(row) or bool((bounds.diff() < 0).any()))
+        ):
+            raise ValueError(f"offsets: expected ascending values from 0 to {len(row)}")
+        return cls(bounds[torch.searchsorted(bounds, row, right=True) - 1])  # a group's number is its first row
+
+    def refined(self, other: Tensor) -> Groups:
+        """Rows are together where they are here and have the same entry, (N,) from 0 to N - 1, in `other`."""
+        return Groups(dense(self.index * max(len(other), 1) + other))
+
+    def sum(self, x: Tensor) -> Tensor:
+        """(N, ...) to (N, ...) float64; of bools it is their number."""
+        return self._spread(x.to(torch.float64), "sum")
+
+    def max(self, x: Tensor) -> Tensor:
+        """(N, ...) float64 to (N, ...)."""
+        return self._spread(x, "max")
+
+    def centred(self, x: Tensor, where: Tensor, joint: bool = False) -> Tensor:
+        """x minus the group's mean over `where`, 0 outside; columns apart, or all together with `joint`.
+
+        Deviations from the group's maximum are averaged, so that equal values are exactly 0.
+        """
+        masked = torch.where(where, x, -math.inf)
+        if joint:
+            top = self.max(masked.amax(-1) if x.shape[-1] else x.new_full(x.shape[:-1], -math.inf))[..., None]
+        else:
+            top = self.max(masked)
+        deviation = torch.where(where, x - top, 0.0)
+        count = self.sum(where.sum(-1) if joint else where).clamp(min=1)
+        mean = self.sum(deviation.sum(-1) if joint else deviation) / count
+        mean = torch.where(mean.isfinite(), mean, math.nan)  # an infinite value poisons its group
+        return torch.where(where, deviation - (mean[..., None] if joint else mean), 0.0)
+
+    def rank(self, where: Tensor) -> Tensor:
+        """How many earlier rows of the group are in `where`, (N, ...)."""
+        if len(where) == 0:
+            return where.to(torch.int64)
+        if self.size:
+            parts = where.to(torch.int64).unflatten(0, (-1, self.size))
+            return (parts.cumsum(1) - parts).flatten(0, 1)
+        ones = where.to(torch.int64)[self.order]
+        before = ones.cumsum(0) - ones
+        before = before - before[self.starts[self.index[self.order]]]
+        return torch.empty_like(before).index_copy_(0, self.order, before)
+
+    def _spread(self, x: Tensor, reduction: str) -> Tensor:
+        if len(x) == 0:
+            return x
+        if self.size:
+            parts = x.unflatten(0, (-1, self.size))
+            total = parts.sum(1, keepdim=True) if reduction == "sum" else parts.amax(1, keepdim=True)
+            return total.expand_as(parts).flatten(0, 1)
+        by_group: Tensor = torch.segment_reduce(x[self.order], reduction, lengths=self.lengths, axis=0, unsafe=True)
+        return by_group[self.index]
+
+
+def dense(labels: Tensor) -> Tensor:
+    """(N,) from 0 to N - 1, equal where the int64 labels are."""
+    if len(labels) == 0:
+        return labels
+    ordered = torch.sort(labels, stable=True)
+    rises = torch.zeros_like(labels)
+    rises[1:] = ordered.values[1:] != ordered.values[:-1]
+    return torch.empty_like(labels).scatter_(0, ordered.indices, rises.cumsum(0))
+
+
+def as_labels(labels: Any, name: str, like: Tensor) -> Tensor:
+    """int64 (N,), equal where the labels are: integers, strings and whatever else names groups."""
+    try:
+        ids = _as_groups(None, labels, None, like)[1]
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("group_ids", name)) from None
+    assert ids is not None
+    return ids.to(torch.int64)
+
+
+def as_rewards(values: Any, name: str = "rewards", objectives: bool = True) -> Tensor:
+    tensor = as_floating(values, name)
+    if tensor.dim() != 1 and not (objectives and tensor.dim() == 2):
+        raise ValueError(f"{name}: expected shape (N,){' or (N, M)' * objectives}, got {tuple(tensor.shape)}")
+    return tensor
+
+
+def as_tokens(values: Any, name: str, like: Tensor | None = None) -> Tensor:
+    tensor = as_floating(values, name)
+    if tensor.dim() != 2 or (like is not None and tensor.shape != like.shape):
+        expected = "(N, T)" if like is None else str(tuple(like.shape))
+        raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
+    if like is not None:
+        same_device("token_rewards", like, name, tensor)
+    return tensor.detach()
+
+
+def as_mask(mask: Any, like: Tensor, like_name: str, name: str = "mask") -> Tensor:
+    tensor = mask if isinstance(mask, Tensor) else as_tensor(mask, name, device=like.device)
+    same_device(like_name, like, name, tensor)
+    if tensor.shape != like.shape:
+        raise ValueError(f"{name}: expected shape {tuple(like.shape)}, got {tuple(tensor.shape)}")
+    return tensor if tensor.dtype is torch.bool else tensor != 0
+
+
+def as_eps(eps: Any) -> float:
+    number = as_number(eps, "eps")
+    if not number >= 0:
+        raise ValueError(f"eps: expected a number >= 0, got {number!r}")
+    return number
+
+
+def on_tokens(
+    advantages: Tensor, given: Tensor, mask: Any = None, lengths: Any = None, num_tokens: int | None = None
+) -> Tensor:
+    """In the dtype of the rewards: (N,), or with a mask, or lengths and num_tokens, (N, T)."""
+    advantages = advantages.to(given.dtype)
+    if mask is None and num_tokens is None:
+        return advantages
+    return group_advantages(
+        advantages,
+        group_size=1,
+        mask=mask,
+        lengths=lengths,
+        num_tokens=num_tokens,
+        baseline="none",
+        scale="none",
+        nan="propagate",
+    )

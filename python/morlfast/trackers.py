@@ -1,0 +1,520 @@
+"""Estimators with a state that follows the batches: RiskPO's quantiles and single-stream PO's values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from morlfast._arguments import as_floating, as_integer, as_integers, as_number, as_tensor, same_device
+from morlfast._groups import Groups, as_eps, as_labels, as_rewards, dense, on_tokens
+from morlfast.advantages import group_advantages
+
+Credit = Literal["uniform", "sum_mean", "score", "std"]
+
+
+def riskpo(
+    rewards: Any,
+    group_size: int | None = None,
+    *,
+    group_ids: Any = None,
+    offsets: Any = None,
+    bundle_size: int | None = None,
+    bundle_ids: Any = None,
+    lower: float = 0.2,
+    upper: float = 0.8,
+    quantiles: Literal["batch", "track", "mix"] | None = None,
+    tracker: RiskQuantiles | None = None,
+    tail: Literal["lower", "upper"] | None = "lower",
+    tail_weight: float = 1.5,
+    natural_baseline: bool = False,
+    scale: Literal["bundle", "none"] = "bundle",
+    zero_variance: Literal["zero", "unscaled", "eps"] = "zero",
+    credit: Credit = "sum_mean",
+    eps: float = 1e-6,
+    mask: Any = None,
+    lengths: Any = None,
+    num_tokens: int | None = None,
+) -> Tensor:
+    r"""Mixed value-at-risk advantages of papers: the g-th responses to all questions of a bundle, scored together.
+
+    With the score :math:`s = \sum_b r_{b,g}` of a paper and quantiles :math:`q_\alpha, q_\beta` of paper scores
+    (:math:`\alpha` = ``lower``, :math:`\beta` = ``upper``):
+
+    .. math::
+        A = \frac{w \, \mathrm{cv} + \mathrm{rv}}{(1 + w)(\sigma + \epsilon)}, \quad
+        \mathrm{rv} = \frac{(s - q_\alpha)^+ - (s - q_\beta)^+}{\beta - \alpha + \epsilon}, \quad
+        \mathrm{cv} = -\frac{(q_\alpha - s)^+}{\alpha + \epsilon}
+
+    Credit to the paper's responses: ``"uniform"`` A each; ``"score"`` A/2 where the response scores above 0, 3A/2
+    elsewhere; ``"std"`` A over the deviation of the question's responses (1 up to 1e-3); ``"sum_mean"``
+    :math:`A \rho_b / \sum_b \rho_b` with :math:`\rho_b = r_{b,g} - \bar r_b`, equal shares of A where that sum is up
+    to 1e-6. (sum_mean, which the paper's script uses, can turn the sign: a correct response may get A < 0.)
+
+    Args:
+        rewards: (N,).
+        group_size, group_ids, offsets: the questions, as in `morlfast.group_advantages`.
+        bundle_size: questions a bundle, consecutive in order of their first rollout; or ``bundle_ids``: (N,) labels.
+        quantiles: of the ``"batch"`` (linear, each bundle's own), of the tracker (``"track"``), or their mean
+            (``"mix"``). Default: ``"track"`` with a tracker, else ``"batch"``, which is also what a tracker without
+            updates means.
+        tracker: a `RiskQuantiles`; feed it with ``tracker.update(paper_scores(...))``.
+        tail: mix rv with cv of the ``"lower"`` tail, with :math:`(s - q_\beta)^+ / (1 - \beta + \epsilon)` of the
+            ``"upper"`` one (risk seeking), or use rv alone (None); ``tail_weight`` is w.
+        natural_baseline: adds :math:`q_\alpha - q_\beta` to the numerator of rv.
+        scale: divide by the deviation (n - 1) of the bundle's papers (1 for a single paper), or not.
+        zero_variance: equal papers of a bundle are ``"zero"``, ``"unscaled"``, or divided by ``"eps"`` as in the
+            paper's code, which with tracked quantiles gives advantages of the order of 1e6.
+        mask, lengths, num_tokens: broadcast to tokens, as in `morlfast.group_advantages`.
+
+    Returns:
+        (N,) or (N, T) in the dtype of ``rewards``. A bundle has as many papers as its shortest question has scored
+        responses; those left over are 0. NaN means not scored and is in no paper. Float64, O(N log N).
+
+    Source: RiskPO (2025), arXiv 2510.00911, with the defaults of its script.
+
+    >>> import torch
+    >>> rewards = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    >>> riskpo(rewards, group_size=5, bundle_size=2, credit="uniform")[:5]
+    tensor([ 0.1594, -2.8685,  0.9562,  0.1594,  0.9562])
+    """
+    given = as_rewards(rewards, objectives=False)
+    for name, value, allowed in (
+        ("quantiles", quantiles, (None, "batch", "track", "mix")),
+        ("tail", tail, (None, "lower", "upper")),
+        ("scale", scale, ("bundle", "none")),
+        ("zero_variance", zero_variance, ("zero", "unscaled", "eps")),
+        ("credit", credit, ("uniform", "sum_mean", "score", "std")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if not 0 <= lower < upper <= 1:
+        raise ValueError(f"lower, upper: expected 0 <= lower < upper <= 1, got {lower!r} and {upper!r}")
+    if tracker is None and quantiles in ("track", "mix"):
+        raise ValueError(f"tracker: quantiles={quantiles!r} needs one")
+    eps, w = as_eps(eps), as_number(tail_weight, "tail_weight")
+    papers = _Papers.of(given, group_size, group_ids, offsets, bundle_size, bundle_ids)
+    r, s, on, bundles = papers.rewards, papers.scores, papers.member, papers.bundles
+
+    low, high = papers.quantile(lower), papers.quantile(upper)
+    if tracker is not None and tracker.updates > 0 and quantiles != "batch":
+        tracked = [tracker.quantile(level).to(s) for level in (lower, upper)]
+        low, high = ((low + tracked[0]) / 2, (high + tracked[1]) / 2) if quantiles == "mix" else tracked
+    a = (s - low).clamp(min=0) - (s - high).clamp(min=0)
+    if natural_baseline:
+        a = a + (low - high)
+    a = a / (upper - lower + eps)
+    if tail == "lower":
+        a = (a - w * (low - s).clamp(min=0) / (lower + eps)) / (1 + w)
+    elif tail == "upper":
+        a = (a + w * (s - high).clamp(min=0) / (1 - upper + eps)) / (1 + w)
+    if scale == "bundle":
+        c = bundles.centred(s, papers.first)
+        count = bundles.sum(papers.first)
+        std = (bundles.sum(torch.where(papers.first, c.square(), 0.0)) / (count - 1).clamp(min=1)).sqrt()
+        scaled = a / (torch.where(count > 1, std, 1.0) + eps)
+        if zero_variance != "eps":
+            equal = (count > 1) & (std == 0)
+            scaled = torch.where(equal, a if zero_variance == "unscaled" else 0.0, scaled)
+        a = scaled
+
+    if credit == "score":
+        a = a * torch.where(r > 0, 0.5, 1.5)
+    elif credit != "uniform":
+        questions = papers.questions
+        scored = ~given.isnan()
+        rho = questions.centred(r, scored)
+        if credit == "std":
+            count = questions.sum(scored)
+            std = (questions.sum(torch.where(scored, rho.square(), 0.0)) / (count - 1).clamp(min=1)).sqrt()
+            a = a / (torch.where(std > 1e-3, std, 1.0) + eps)
+        else:
+            total = papers.papers.sum(torch.where(on, rho, 0.0))
+            split = total.abs() > 1e-6
+            responses = papers.papers.sum(on)
+            a = a * torch.where(split, rho / torch.where(split, total, 1.0), 1 / responses.clamp(min=1))
+    return on_tokens(torch.where(on, a, 0.0), given, mask, lengths, num_tokens)
+
+
+def paper_scores(
+    rewards: Any,
+    group_size: int | None = None,
+    *,
+    group_ids: Any = None,
+    offsets: Any = None,
+    bundle_size: int | None = None,
+    bundle_ids: Any = None,
+) -> Tensor:
+    """RiskPO's paper scores: (N,) float64, the score in the row of each paper's first response, NaN elsewhere.
+
+    Arguments as in `riskpo`. A tracker leaves NaN out, and the shape does not depend on the data, so that nothing waits
+    for a device: ``tracker.update(paper_scores(rewards, group_size=8, bundle_size=5))``.
+
+    >>> import torch
+    >>> paper_scores(torch.tensor([1.0, 0.0, 1.0, 1.0]), group_size=2, bundle_size=2)
+    tensor([2., 1., nan, nan], dtype=torch.float64)
+    """
+    given = as_rewards(rewards, objectives=False)
+    papers = _Papers.of(given, group_size, group_ids, offsets, bundle_size, bundle_ids)
+    return torch.where(papers.first, papers.scores, math.nan)
+
+
+class RiskQuantiles:
+    r"""Quantiles of RiskPO's paper scores, followed from batch to batch.
+
+    .. math:: q_l \leftarrow q_l + \eta \, (l - \mathrm{mean}[s < q_l])
+
+    for every level l; the first update starts at the batch's quantiles (linear). Pass it as ``tracker=`` to
+    `riskpo` and feed it with ``update(paper_scores(...))``.
+
+    Args:
+        levels: ascending numbers in (0, 1); 0.05, 0.10, ... 0.95 by default.
+        learning_rate: :math:`\eta`.
+        device: of the values, which are float64.
+
+    Source: RiskPO (2025), arXiv 2510.00911.
+
+    >>> import torch
+    >>> tracker = RiskQuantiles()
+    >>> tracker.update(torch.tensor([1.0, 0.0, 2.0, 1.0, 2.0]))
+    >>> tracker.quantile(0.2), tracker.quantile(0.8)
+    (tensor(0.8000, dtype=torch.float64), tensor(2., dtype=torch.float64))
+    """
+
+    def __init__(
+        self, levels: Sequence[float] | None = None, *, learning_rate: float = 0.1, device: Any = None
+    ) -> None:
+        if levels is None:
+            levels = [k / 20 for k in range(1, 20)]
+        self.levels = tuple(as_number(level, "levels") for level in levels)
+        rises = all(a < b for a, b in zip((0.0, *self.levels), (*self.levels, 1.0), strict=True))
+        if not self.levels or not rises:
+            raise ValueError(f"levels: expected ascending numbers between 0 and 1, got {list(self.levels)}")
+        self.learning_rate = as_number(learning_rate, "learning_rate")
+        self.updates = 0
+        self.values = torch.zeros(len(self.levels), dtype=torch.float64, device=device)
+        self._levels = torch.tensor(self.levels, dtype=torch.float64, device=device)
+
+    def update(self, scores: Any) -> None:
+        """Moves every quantile. ``scores`` of any shape; NaN are left out, and without any score nothing moves.
+
+        O(n log n) for the first n scores, then O(n L).
+        """
+        s = as_floating(scores, "scores").detach().to(torch.float64).flatten()
+        same_device("the tracker", self.values, "scores", s)
+        if s.numel() == 0:
+            return
+        scored = ~s.isnan()
+        if self.updates == 0:
+            if not s.is_cuda and not bool(scored.any()):
+                return
+            self.values = torch.nanquantile(s, self._levels)
+        else:
+            count = scored.sum()
+            below = (s < self.values[:, None]).to(s).sum(1) / count.clamp(min=1)
+            step = self.learning_rate * (self._levels - below)
+            self.values = self.values + torch.where(count > 0, step, 0.0)
+        self.updates += 1
+
+    def quantile(self, level: float) -> Tensor:
+        """The value of the level nearest to ``level`` (the lower on ties), a tensor without dimensions."""
+        wanted = as_number(level, "level")
+        nearest = min(range(len(self.levels)), key=lambda k: abs(self.levels[k] - wanted))
+        return self.values[nearest]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to go on: copies."""
+        return {
+            "levels": list(self.levels),
+            "learning_rate": self.learning_rate,
+            "updates": self.updates,
+            "values": self.values.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state, on this tracker's device."""
+        device = self.values.device
+        loaded = RiskQuantiles(state["levels"], learning_rate=state["learning_rate"], device=device)
+        values = as_tensor(state["values"], "values", dtype=torch.float64, device=device)
+        if values.shape != loaded.values.shape:
+            raise ValueError(f"values: expected shape {tuple(loaded.values.shape)}, got {tuple(values.shape)}")
+        loaded.values, loaded.updates = values.clone(), as_integer(state["updates"], "updates")
+        vars(self).update(vars(loaded))
+
+
+def spo(
+    rewards: Any,
+    values: Any,
+    *,
+    eps: float = 1e-8,
+    mask: Any = None,
+    lengths: Any = None,
+    num_tokens: int | None = None,
+    process_group: Any = None,
+) -> Tensor:
+    r"""Single-stream policy optimization: one rollout a prompt against a tracked value, whitened over the batch.
+
+    .. math:: A_i = \frac{d_i - \bar d}{\mathrm{std}(d) + \epsilon}, \quad d_i = r_i - \hat v_i
+
+    Args:
+        rewards: (N,).
+        values: (N,), the values of the prompts before this batch: `SinglestreamTracker.values`.
+        mask, lengths, num_tokens, process_group: as in `morlfast.group_advantages`.
+
+    Returns:
+        (N,) or (N, T) in the dtype of ``rewards``. Equal d, and a batch of one, give exactly 0. NaN means not scored:
+        0, and no part of the statistics. Float64 (deviation n - 1), O(N).
+
+    Source: arXiv 2509.13232. (Self-play preference optimization, also called SPO, is `morlfast.rewards`'.)
+
+    >>> import torch
+    >>> spo(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.5, 0.5, 0.5]))
+    tensor([ 0.5774, -1.1547,  0.5774])
+    """
+    given = as_rewards(rewards, objectives=False)
+    v = as_floating(
+        values if isinstance(values, Tensor) else as_tensor(values, "values", device=given.device), "values"
+    )
+    same_device("rewards", given, "values", v)
+    if v.shape != given.shape:
+        raise ValueError(f"values: expected shape {tuple(given.shape)}, got {tuple(v.shape)}")
+    d = given.detach().to(torch.float64) - v.detach().to(torch.float64)
+    a = group_advantages(d, group_size=1, baseline="batch", scale="batch", eps=as_eps(eps), process_group=process_group)
+    return on_tokens(a, given, mask, lengths, num_tokens)
+
+
+class SinglestreamTracker:
+    r"""The success rate of every prompt as a Beta distribution that forgets as the policy moves.
+
+    .. math::
+        \hat v = \frac{\alpha}{\alpha + \beta}, \quad \rho = \mathrm{clip}(2^{-D / D_\mathrm{half}},
+        \rho_\mathrm{min}, \rho_\mathrm{max}), \quad \alpha \leftarrow \rho \alpha + r, \quad
+        \beta \leftarrow \rho \beta + 1 - r
+
+    Args:
+        num_prompts: Q; prompts are named by integers from 0 to Q - 1.
+        half_life: :math:`D_\mathrm{half}`.
+        least_rho, most_rho: what is kept of the past at each visit, in (0, 1].
+        device: of the state, which is float64.
+
+    A new tracker has :math:`\alpha = \beta = 1/2`; `from_rollouts` starts from offline rollouts.
+
+    Source: single-stream policy optimization, arXiv 2509.13232.
+
+    >>> import torch
+    >>> tracker = SinglestreamTracker.from_rollouts(torch.tensor([3, 0]), 8)
+    >>> tracker.values()
+    tensor([0.3889, 0.0556], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        num_prompts: int,
+        *,
+        half_life: float = 0.06,
+        least_rho: float = 0.875,
+        most_rho: float = 0.96,
+        device: Any = None,
+    ) -> None:
+        prompts = as_integer(num_prompts, "num_prompts")
+        if prompts < 0:
+            raise ValueError(f"num_prompts: expected an int >= 0, got {prompts}")
+        self.half_life = as_number(half_life, "half_life")
+        if not self.half_life > 0:
+            raise ValueError(f"half_life: expected a positive number, got {half_life!r}")
+        self.least_rho, self.most_rho = as_number(least_rho, "least_rho"), as_number(most_rho, "most_rho")
+        if not 0 < self.least_rho <= self.most_rho <= 1:
+            raise ValueError(
+                f"least_rho, most_rho: expected 0 < least_rho <= most_rho <= 1, got {least_rho!r} and {most_rho!r}"
+            )
+        self.alpha = torch.full((prompts,), 0.5, dtype=torch.float64, device=device)
+        self.beta = torch.full((prompts,), 0.5, dtype=torch.float64, device=device)
+
+    @classmethod
+    def from_rollouts(cls, successes: Any, rollouts: Any, **options: Any) -> SinglestreamTracker:
+        r"""Starts from s successes in n rollouts of each prompt, with the weight of a long run of visits.
+
+        .. math::
+            \alpha_0 = N_0 \frac{s + 1/2}{n + 1}, \quad \beta_0 = N_0 \frac{n - s + 1/2}{n + 1}, \quad
+            N_0 = \frac{1}{1 - \rho_\mathrm{min}}
+
+        ``successes``: (Q,); ``rollouts``: (Q,) or a number. ``least_rho`` has to be below 1.
+        """
+        s = as_tensor(successes, "successes")
+        if s.dim() != 1:
+            raise ValueError(f"successes: expected shape (Q,), got {tuple(s.shape)}")
+        tracker = cls(s.shape[0], **{"device": s.device, **options})
+        if tracker.least_rho == 1:
+            raise ValueError("least_rho: expected a number below 1, whose run of visits has an end")
+        s = s.to(tracker.alpha)
+        n = as_tensor(rollouts, "rollouts", device=s.device).to(s)
+        if n.dim() > 0 and n.shape != s.shape:
+            raise ValueError(f"rollouts: expected a number or shape {tuple(s.shape)}, got {tuple(n.shape)}")
+        weight = 1 / ((1 - tracker.least_rho) * (n + 1))
+        tracker.alpha, tracker.beta = weight * (s + 0.5), weight * (n - s + 0.5)
+        return tracker
+
+    def values(self, prompts: Any = None) -> Tensor:
+        r""":math:`\hat v` of ``prompts`` (N,), or of all (Q,). Read them before `update`."""
+        alpha, beta = self.alpha, self.beta
+        if prompts is not None:
+            rows = self._rows(prompts)
+            alpha, beta = alpha[rows], beta[rows]
+        return alpha / (alpha + beta)
+
+    def update(self, prompts: Any, rewards: Any, divergence: Any = None) -> None:
+        r"""Forgets and adds what a batch has shown.
+
+        Args:
+            prompts: (N,) integers. SPO draws without replacement; a prompt that comes more often adds all its rewards
+                and keeps the mean of its :math:`\rho`.
+            rewards: (N,), from 0 to 1; a rollout with NaN (not scored) changes nothing.
+            divergence: (N,) D, the mean of :math:`|\log \pi_\mathrm{stored} - \log \pi|` over the tokens of the
+                prompt's previous response, see `divergence`; 0 at the first visit, and by default.
+        """
+        rows = self._rows(prompts)
+        r = as_floating(rewards, "rewards").detach().to(torch.float64)
+        same_device("the tracker", self.alpha, "rewards", r)
+        if r.shape != rows.shape:
+            raise ValueError(f"rewards: expected shape {tuple(rows.shape)}, got {tuple(r.shape)}")
+        d = torch.zeros_like(r)
+        if divergence is not None:
+            d = as_floating(divergence, "divergence").detach().to(r)
+            if d.shape != rows.shape:
+                raise ValueError(f"divergence: expected shape {tuple(rows.shape)}, got {tuple(d.shape)}")
+        scored = ~r.isnan()
+        visits = torch.zeros_like(self.alpha).index_add_(0, rows, scored.to(r))
+        rho = torch.exp2(-d / self.half_life).clamp(self.least_rho, self.most_rho)
+        kept = torch.zeros_like(self.alpha).index_add_(0, rows, torch.where(scored, rho, 0.0))
+        rho = torch.where(visits > 0, kept / visits.clamp(min=1), 1.0)
+        self.alpha = (rho * self.alpha).index_add_(0, rows, torch.where(scored, r, 0.0))
+        self.beta = (rho * self.beta).index_add_(0, rows, torch.where(scored, 1 - r, 0.0))
+
+    def sampling_weights(self, prompts: Any = None, *, exploration: float = 0.05) -> Tensor:
+        r""":math:`\sqrt{\hat v (1 - \hat v)}` plus ``exploration``, (Q,) or (N,): what is not known yet comes first."""
+        v = self.values(prompts)
+        return (v * (1 - v)).sqrt() + as_number(exploration, "exploration")
+
+    def sample(
+        self,
+        count: int,
+        prompts: Any = None,
+        *,
+        exploration: float = 0.05,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """``count`` distinct prompts, (count,) int64, drawn by `sampling_weights` from ``prompts`` or from all.
+
+        Sequential draws without replacement, as the order of exponential clocks. O(Q log count).
+        """
+        weights = self.sampling_weights(prompts, exploration=exploration)
+        count = as_integer(count, "count")
+        if not 0 <= count <= weights.shape[0]:
+            raise ValueError(f"count: expected an int from 0 to {weights.shape[0]}, got {count}")
+        clocks = torch.empty_like(weights).exponential_(generator=generator)
+        drawn = torch.topk(weights / clocks, count).indices
+        return drawn if prompts is None else self._rows(prompts)[drawn]
+
+    @staticmethod
+    def divergence(stored_log_probs: Any, log_probs: Any, mask: Any) -> Tensor:
+        r"""Mean of :math:`|\log \pi_\mathrm{stored} - \log \pi|` over counted tokens: three (N, T) to (N,) float64.
+
+        A row without counted tokens is 0.
+        """
+        stored, now = as_floating(stored_log_probs, "stored_log_probs"), as_floating(log_probs, "log_probs")
+        on = as_tensor(mask, "mask", device=now.device) != 0
+        if stored.shape != now.shape or on.shape != now.shape:
+            raise ValueError(
+                "stored_log_probs, log_probs, mask: expected one shape, got "
+                f"{tuple(stored.shape)}, {tuple(now.shape)} and {tuple(on.shape)}"
+            )
+        drift = (stored.detach().to(torch.float64) - now.detach().to(torch.float64)).abs()
+        return torch.where(on, drift, 0.0).sum(-1) / on.sum(-1).clamp(min=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to go on: copies."""
+        return {
+            "alpha": self.alpha.clone(),
+            "beta": self.beta.clone(),
+            "half_life": self.half_life,
+            "least_rho": self.least_rho,
+            "most_rho": self.most_rho,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state, on this tracker's device."""
+        device = self.alpha.device
+        alpha = as_tensor(state["alpha"], "alpha", dtype=torch.float64, device=device)
+        beta = as_tensor(state["beta"], "beta", dtype=torch.float64, device=device)
+        if alpha.dim() != 1 or alpha.shape != beta.shape:
+            raise ValueError(f"alpha, beta: expected one shape (Q,), got {tuple(alpha.shape)} and {tuple(beta.shape)}")
+        options = {name: state[name] for name in ("half_life", "least_rho", "most_rho")}
+        loaded = SinglestreamTracker(alpha.shape[0], device=device, **options)
+        loaded.alpha, loaded.beta = alpha.clone(), beta.clone()
+        vars(self).update(vars(loaded))
+
+    def _rows(self, prompts: Any) -> Tensor:
+        rows = as_integers(prompts, "prompts", "the tracker", self.alpha).to(torch.int64)
+        count = self.alpha.shape[0]
+        if rows.dim() != 1:
+            raise ValueError(f"prompts: expected shape (N,), got {tuple(rows.shape)}")
+        if not rows.is_cuda and not torch.compiler.is_compiling() and bool(((rows < 0) | (rows >= count)).any()):
+            raise ValueError(f"prompts: expected values from 0 to {count - 1}")
+        return rows
+
+
+class _Papers(NamedTuple):
+    """RiskPO's papers; everything by rollout, (N,)."""
+
+    rewards: Tensor  # float64, 0 where not scored
+    scores: Tensor  # of the rollout's paper
+    member: Tensor  # whether it is in one
+    first: Tensor  # whether it is the first of it
+    questions: Groups
+    bundles: Groups
+    papers: Groups
+
+    @classmethod
+    def of(
+        cls, given: Tensor, group_size: Any, group_ids: Any, offsets: Any, bundle_size: Any, bundle_ids: Any
+    ) -> _Papers:
+        rows = given.shape[0]
+        questions = Groups.of(given, group_size, group_ids, offsets)
+        if (bundle_size is None) == (bundle_ids is None):
+            raise ValueError("bundle_size, bundle_ids: expected exactly one of them")
+        if bundle_size is not None:
+            bundle_size = as_integer(bundle_size, "bundle_size")
+            if bundle_size < 1:
+                raise ValueError(f"bundle_size: expected a positive int, got {bundle_size}")
+            opens = questions.rank(torch.ones_like(given, dtype=torch.bool)) == 0
+            number = questions.sum(torch.where(opens, opens.cumsum(0) - 1, 0))  # of the question, by first rollout
+            bundles = Groups(number.to(torch.int64) // bundle_size)
+        else:
+            bundles = Groups(dense(as_labels(bundle_ids, "bundle_ids", given)))
+        r = given.detach().to(torch.float64)
+        scored = ~r.isnan()
+        r = torch.where(scored, r, 0.0)
+        position = questions.rank(scored)
+        number_of_papers = -bundles.max(-questions.sum(scored))
+        member = scored & (position < number_of_papers)
+        papers = bundles.refined(torch.where(member, position, max(rows - 1, 0)))
+        scores = papers.sum(torch.where(member, r, 0.0))
+        return cls(r, scores, member, member & (papers.rank(member) == 0), questions, bundles, papers)
+
+    def quantile(self, level: float) -> Tensor:
+        """Of the paper scores of the rollout's bundle, linear between them; any number where there are none."""
+        if len(self.scores) == 0:
+            return self.scores
+        by_score = torch.sort(torch.where(self.first, self.scores, math.inf), stable=True)
+        by_bundle = torch.sort(self.bundles.index[by_score.indices], stable=True)
+        ascending = by_score.values[by_bundle.indices]
+        last = (self.bundles.sum(self.first) - 1).clamp(min=0)
+        place = last * level
+        start = self.bundles.starts[self.bundles.index]
+        below = place.floor()
+        lo = ascending[start + below.to(torch.int64)]
+        hi = ascending[start + torch.minimum(below + 1, last).to(torch.int64)]
+        return torch.where(hi > lo, lo + (place - below) * (hi - lo), lo)
