@@ -11,6 +11,7 @@ void define_hypervolume(nb::module_& module, nb::dict& schemas);
 void define_hypervolume_cuda(nb::module_& module);
 void define_indicators(nb::module_& module, nb::dict& schemas);
 void define_pareto(nb::module_& module, nb::dict& schemas);
+void define_returns(nb::module_& module, nb::dict& schemas);
 void define_tokens(nb::module_& module, nb::dict& schemas);
 
 }  // namespace morlfast::bindings

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parallel.hpp"
+#include "read_row.hpp"
 #include "simd.hpp"
 
 namespace morlfast {
@@ -25,44 +26,6 @@ void score_keys(const float* advantage, const float* entropy, const uint8_t* val
 }
 void score_keys(const double* advantage, const double* entropy, const uint8_t* valid, int64_t count, uint64_t* keys) {
   simd().score_keys_64(advantage, entropy, valid, count, keys);
-}
-
-/// `count` elements of row `row` from `column` on: where they lie if that will do, else converted to `buffer`.
-template <class T>
-const T* read(const MatrixView& view, int64_t row, int64_t column, int64_t count, T* buffer) {
-  return with_dtype(view.dtype, [&](auto zero) -> const T* {
-    using S = decltype(zero);
-    const S* source = static_cast<const S*>(view.data) + row * view.row_stride + column * view.column_stride;
-    if (view.column_stride == 0) {
-      std::fill(buffer, buffer + count, static_cast<T>(*source));
-      return buffer;
-    }
-    if (view.column_stride == 1) {
-      if constexpr (std::is_same_v<S, T>) return source;
-      for (int64_t j = 0; j < count; ++j) buffer[j] = static_cast<T>(source[j]);
-      return buffer;
-    }
-    for (int64_t j = 0; j < count; ++j) buffer[j] = static_cast<T>(source[j * view.column_stride]);
-    return buffer;
-  });
-}
-
-/// Bytes that are non-zero where the mask is.
-const uint8_t* read_mask(const MatrixView& view, int64_t row, int64_t column, int64_t count, uint8_t* buffer) {
-  return with_dtype(view.dtype, [&](auto zero) -> const uint8_t* {
-    using S = decltype(zero);
-    const S* source = static_cast<const S*>(view.data) + row * view.row_stride + column * view.column_stride;
-    if constexpr (std::is_same_v<S, uint8_t>)
-      if (view.column_stride == 1) return source;
-    for (int64_t j = 0; j < count; ++j) {
-      const S value = source[j * view.column_stride];
-      if constexpr (std::is_same_v<S, bfloat16> || std::is_same_v<S, float16>)
-        buffer[j] = (value.bits & 0x7fff) != 0;
-      else
-        buffer[j] = value != 0;
-    }
-    return buffer;
-  });
 }
 
 /// The tokens of one group of rows, cut into pieces that each lie in one row.
@@ -97,7 +60,7 @@ class Scope {
     const int64_t flat = position(p, count), row = flat / columns_, column = flat % columns_;
     Score advantage[kPiece], entropy[kPiece];
     uint8_t valid[kPiece];
-    score_keys(read(advantages_, row, column, count, advantage), read(entropies_, row, column, count, entropy),
+    score_keys(read_row(advantages_, row, column, count, advantage), read_row(entropies_, row, column, count, entropy),
                read_mask(mask_, row, column, count, valid), count, out);
     return flat;
   }

@@ -41,6 +41,9 @@ is_dominated_by: Callable[..., Tensor] = _operators.is_dominated_by.default
 group_advantages: Callable[..., Tensor] = _operators.group_advantages.default
 group_advantages_out: Callable[..., None] = _operators.group_advantages_out.default
 group_rows: Callable[..., Tensor] = _operators.group_rows.default
+linear_scan: Callable[..., Tensor] = _operators.linear_scan.default
+gae: Callable[..., tuple[Tensor, Tensor]] = _operators.gae.default
+whiten: Callable[..., Tensor] = _operators.whiten.default
 select_tokens: Callable[..., Tensor] = _operators.select_tokens.default
 
 
@@ -124,6 +127,19 @@ def _fake_group_rows(rows: Tensor) -> Tensor:
     return rows.new_empty(rows.shape[:1], dtype=torch.int64)
 
 
+def _fake_linear_scan(x: Tensor, *others: object, **options: object) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _fake_gae(rewards: Tensor, values: Tensor, *others: object, **options: object) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(rewards.dtype, values.dtype)
+    return rewards.new_empty(rewards.shape, dtype=dtype), rewards.new_empty(rewards.shape, dtype=dtype)
+
+
+def _fake_whiten(values: Tensor, *others: object, **options: object) -> Tensor:
+    return values.new_empty(values.shape)
+
+
 def _fake_select_tokens(
     advantages: Tensor,
     entropies: Tensor,
@@ -152,6 +168,9 @@ for _fake in (
     _fake_group_advantages,
     _fake_group_advantages_out,
     _fake_group_rows,
+    _fake_linear_scan,
+    _fake_gae,
+    _fake_whiten,
     _fake_select_tokens,
 ):
     torch.library.register_fake(f"morlfast::{_fake.__name__.removeprefix('_fake_')}", _fake, lib=_library)
@@ -186,6 +205,7 @@ for _family, _kind, _names in (
     ("indicators", "_triton", ("best_points", "farthest_query")),
     ("pareto", "_triton", ("non_dominated_sort", "is_non_dominated", "dominance_counts", "is_dominated_by")),
     ("advantages", "_triton", ("group_advantages", "group_advantages_out", "group_rows")),
+    ("returns", "_triton", ("linear_scan", "gae", "whiten")),
     ("tokens", "_triton", ("select_tokens",)),
 ):
     for _name in _names:

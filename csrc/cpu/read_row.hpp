@@ -1,0 +1,48 @@
+// Part of a row of any element type and stride, as the type that a kernel computes in.
+#pragma once
+#include <algorithm>
+#include <type_traits>
+
+#include "morlfast/elements.hpp"
+
+namespace morlfast {
+
+/// `count` elements of row `row` from `column` on: where they lie if that will do, else converted to `buffer`.
+template <class T>
+inline const T* read_row(const MatrixView& view, int64_t row, int64_t column, int64_t count, T* buffer) {
+  return with_dtype(view.dtype, [&](auto zero) -> const T* {
+    using S = decltype(zero);
+    const S* source = static_cast<const S*>(view.data) + row * view.row_stride + column * view.column_stride;
+    if (view.column_stride == 0) {
+      std::fill(buffer, buffer + count, static_cast<T>(*source));
+      return buffer;
+    }
+    if (view.column_stride == 1) {
+      if constexpr (std::is_same_v<S, T>) return source;
+      for (int64_t j = 0; j < count; ++j) buffer[j] = static_cast<T>(source[j]);
+      return buffer;
+    }
+    for (int64_t j = 0; j < count; ++j) buffer[j] = static_cast<T>(source[j * view.column_stride]);
+    return buffer;
+  });
+}
+
+/// Bytes that are non-zero where the mask is.
+inline const uint8_t* read_mask(const MatrixView& view, int64_t row, int64_t column, int64_t count, uint8_t* buffer) {
+  return with_dtype(view.dtype, [&](auto zero) -> const uint8_t* {
+    using S = decltype(zero);
+    const S* source = static_cast<const S*>(view.data) + row * view.row_stride + column * view.column_stride;
+    if constexpr (std::is_same_v<S, uint8_t>)
+      if (view.column_stride == 1) return source;
+    for (int64_t j = 0; j < count; ++j) {
+      const S value = source[j * view.column_stride];
+      if constexpr (std::is_same_v<S, bfloat16> || std::is_same_v<S, float16>)
+        buffer[j] = (value.bits & 0x7fff) != 0;
+      else
+        buffer[j] = value != 0;
+    }
+    return buffer;
+  });
+}
+
+}  // namespace morlfast

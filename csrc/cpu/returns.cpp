@@ -1,0 +1,491 @@
+#include "morlfast/returns.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "parallel.hpp"
+#include "read_row.hpp"
+
+namespace morlfast {
+namespace {
+
+// One row is one chain of a product, a sum and a selection, 7 cycles a token; eight rows side by side hide it. Pieces
+// of that many tokens keep all buffers of eight rows in the first-level cache.
+constexpr int kLanes = 8;
+constexpr int64_t kPiece = 64;
+constexpr int64_t kPitch = kPiece + 8;  // rows of a power of two would share cache sets
+
+template <class F>
+void with_floating(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::float64:
+      return f(double{});
+    case Dtype::bfloat16:
+      return f(bfloat16{});
+    case Dtype::float16:
+      return f(float16{});
+    default:
+      return f(float{});
+  }
+}
+
+template <class T>
+T narrowed(double value) {
+  if constexpr (std::is_same_v<T, double> || std::is_same_v<T, float>) return static_cast<T>(value);
+  return T(static_cast<float>(value));
+}
+
+bool is_set(const MatrixView& flags, int64_t row, int64_t column) {
+  uint8_t buffer;
+  return *read_mask(flags, row, column, 1, &buffer) != 0;
+}
+
+double value_at(const MatrixView& values, int64_t row, int64_t column) {
+  double buffer;
+  return *read_row(values, row, column, 1, &buffer);
+}
+
+/// Terms and factors of the tokens of a piece, lane by lane, and each lane's state.
+struct Chain {
+  double x[kLanes][kPitch], a[kLanes][kPitch], y[kLanes];
+
+  /// y = x + a y through `count` tokens of every lane; x becomes y.
+  template <bool kReverse>
+  void run(int64_t count) {
+    double state[kLanes];
+    std::copy(y, y + kLanes, state);
+    for (int64_t step = 0; step < count; ++step) {
+      const int64_t t = kReverse ? count - 1 - step : step;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const double factor = a[lane][t], product = factor * state[lane];
+        state[lane] = x[lane][t] + (factor != 0 ? product : 0.0);
+        x[lane][t] = state[lane];
+      }
+    }
+    std::copy(state, state + kLanes, y);
+  }
+
+  /// Tokens that leave a lane's state as it is.
+  void pass(int lane, int64_t first, int64_t last) {
+    std::fill(x[lane] + first, x[lane] + last, 0.0);
+    std::fill(a[lane] + first, a[lane] + last, 1.0);
+  }
+};
+
+/// Part of a row.
+struct Segment {
+  int64_t row, begin, end;
+};
+
+/// Rows of one shape, each cut into as many segments as keep every lane and thread busy.
+struct Cut {
+  int64_t rows, columns, parts, length;
+
+  Cut(int64_t n, int64_t t) : rows(n), columns(t) {
+    constexpr int64_t kLeast = 4096;  // tokens that are worth a second scan
+    const int64_t wanted = n >= 2 * kLanes ? 1 : (4 * kLanes + n - 1) / n;
+    parts = std::max<int64_t>(1, std::min(wanted, t / kLeast));
+    length = ((t + parts - 1) / parts + kPiece - 1) / kPiece * kPiece;
+    parts = (t + length - 1) / length;
+  }
+  int64_t segments() const { return rows * parts; }
+  Segment segment(int64_t s) const {
+    const int64_t begin = s % parts * length;
+    return {s / parts, begin, std::min(begin + length, columns)};
+  }
+};
+
+/// Scans the segments [first, first + kLanes). A family of rows says what the terms and factors are (prepare), and what
+/// to do with the states (write).
+template <class Rows>
+class Block {
+ public:
+  Block(const Rows& rows, const Cut& cut, int64_t first)
+      : rows_(rows), lanes_(static_cast<int>(std::min<int64_t>(kLanes, cut.segments() - first))), length_(cut.length) {
+    for (int lane = 0; lane < lanes_; ++lane) {
+      segments_[lane] = cut.segment(first + lane);
+      rows_.enter(scratch_[lane], segments_[lane]);
+    }
+    for (Chain& chain : chains_)
+      for (int lane = lanes_; lane < kLanes; ++lane) chain.pass(lane, 0, kPiece);
+  }
+
+  /// `start[c][lane]` are the states of chain c.
+  void scan_and_write(const double (&start)[Rows::kChains][kLanes]) {
+    for (int c = 0; c < Rows::kChains; ++c) std::copy(start[c], start[c] + kLanes, chains_[c].y);
+    each_piece([&](int64_t piece, int64_t count) {
+      for (Chain& chain : chains_) chain.template run<Rows::kReverse>(count);
+      for (int lane = 0; lane < lanes_; ++lane) {
+        const auto [column, tokens] = place(lane, piece);
+        const double* states[Rows::kChains];
+        for (int c = 0; c < Rows::kChains; ++c) states[c] = chains_[c].x[lane];
+        if (tokens > 0) rows_.write(scratch_[lane], segments_[lane].row, column, tokens, states);
+      }
+    });
+  }
+
+  /// end = local + factor * start for every chain of every segment.
+  void summarize(double (&local)[Rows::kChains][kLanes], double (&factor)[Rows::kChains][kLanes]) {
+    for (Chain& chain : chains_) std::fill(chain.y, chain.y + kLanes, 0.0);
+    for (auto& row : factor) std::fill(row, row + kLanes, 1.0);
+    each_piece([&](int64_t, int64_t count) {
+      for (int c = 0; c < Rows::kChains; ++c) {
+        chains_[c].template run<Rows::kReverse>(count);
+        for (int64_t t = 0; t < count; ++t)
+          for (int lane = 0; lane < kLanes; ++lane) factor[c][lane] *= chains_[c].a[lane][t];
+      }
+    });
+    for (int c = 0; c < Rows::kChains; ++c) std::copy(chains_[c].y, chains_[c].y + kLanes, local[c]);
+  }
+
+ private:
+  /// First column and number of tokens of a lane's piece.
+  std::pair<int64_t, int64_t> place(int lane, int64_t piece) const {
+    const int64_t column = segments_[lane].begin + piece * kPiece;
+    return {column, std::clamp<int64_t>(segments_[lane].end - column, 0, kPiece)};
+  }
+
+  template <class Visit>
+  void each_piece(const Visit& visit) {
+    const int64_t pieces = (length_ + kPiece - 1) / kPiece;
+    for (int64_t step = 0; step < pieces; ++step) {
+      const int64_t piece = Rows::kReverse ? pieces - 1 - step : step;
+      int64_t count = 0;
+      for (int lane = 0; lane < lanes_; ++lane) count = std::max(count, place(lane, piece).second);
+      for (int lane = 0; lane < lanes_; ++lane) {
+        const auto [column, tokens] = place(lane, piece);
+        if (tokens > 0) rows_.prepare(scratch_[lane], segments_[lane].row, column, tokens, chains_, lane);
+        for (Chain& chain : chains_) chain.pass(lane, tokens, count);
+      }
+      visit(piece, count);
+    }
+  }
+
+  const Rows& rows_;
+  int lanes_;
+  int64_t length_;
+  Segment segments_[kLanes];
+  typename Rows::Scratch scratch_[kLanes];
+  Chain chains_[Rows::kChains];
+};
+
+template <class Rows>
+void scan(const Rows& rows, int64_t n, int64_t columns) {
+  if (n == 0 || columns == 0) return;
+  using States = double[Rows::kChains][kLanes];
+  const Cut cut(n, columns);
+  const int64_t segments = cut.segments(), blocks = (segments + kLanes - 1) / kLanes;
+  const bool parallel = n * columns >= 16384;
+  std::vector<double> local, factor;  // (segments, chains)
+  if (cut.parts > 1) {
+    local.resize(segments * Rows::kChains);
+    factor.resize(segments * Rows::kChains);
+    parallel_for(blocks, parallel, [&](int64_t block) {
+      States ends, factors;
+      Block<Rows>(rows, cut, block * kLanes).summarize(ends, factors);
+      for (int64_t s = block * kLanes; s < std::min(segments, (block + 1) * kLanes); ++s)
+        for (int c = 0; c < Rows::kChains; ++c) {
+          local[s * Rows::kChains + c] = ends[c][s % kLanes];
+          factor[s * Rows::kChains + c] = factors[c][s % kLanes];
+        }
+    });
+    // local becomes the state that a segment starts with.
+    for (int64_t row = 0; row < n; ++row)
+      for (int c = 0; c < Rows::kChains; ++c) {
+        double state = rows.start(row);
+        for (int64_t step = 0; step < cut.parts; ++step) {
+          const int64_t s = row * cut.parts + (Rows::kReverse ? cut.parts - 1 - step : step);
+          const double all = factor[s * Rows::kChains + c], end = local[s * Rows::kChains + c];
+          local[s * Rows::kChains + c] = state;
+          state = end + (all != 0 && state != 0 ? all * state : 0.0);
+        }
+      }
+  }
+  parallel_for(blocks, parallel, [&](int64_t block) {
+    States start = {};
+    for (int64_t s = block * kLanes; s < std::min(segments, (block + 1) * kLanes); ++s)
+      for (int c = 0; c < Rows::kChains; ++c)
+        start[c][s % kLanes] = cut.parts > 1 ? local[s * Rows::kChains + c] : rows.start(s);
+    Block<Rows>(rows, cut, block * kLanes).scan_and_write(start);
+  });
+}
+
+template <class T, bool reverse>
+struct LinearRows {
+  static constexpr bool kReverse = reverse;
+  static constexpr int kChains = 1;
+  struct Scratch {
+    uint8_t valid_buffer[kPiece];
+    const uint8_t* valid;
+  };
+
+  const MatrixView &x, &a;
+  const std::optional<MatrixView>&initial, &mask;
+  int64_t columns;
+  bool carry;
+  T* y;
+
+  double start(int64_t row) const { return initial ? value_at(*initial, row, 0) : 0.0; }
+
+  void enter(Scratch&, const Segment&) const {}
+
+  void prepare(Scratch& scratch, int64_t row, int64_t column, int64_t count, Chain* chain, int lane) const {
+    double buffer[kPiece], *terms = chain->x[lane], *factors = chain->a[lane];
+    const double* source = read_row(x, row, column, count, buffer);
+    std::copy(source, source + count, terms);
+    source = read_row(a, row, column, count, buffer);
+    std::copy(source, source + count, factors);
+    if (!mask) return;
+    const uint8_t* valid = scratch.valid = read_mask(*mask, row, column, count, scratch.valid_buffer);
+    for (int64_t j = 0; j < count; ++j) {
+      terms[j] = valid[j] ? terms[j] : 0.0;
+      factors[j] = valid[j] ? factors[j] : 1.0;
+    }
+  }
+
+  void write(const Scratch& scratch, int64_t row, int64_t column, int64_t count, const double* const* states) const {
+    T* target = y + row * columns + column;
+    if (mask && !carry)
+      for (int64_t j = 0; j < count; ++j) target[j] = narrowed<T>(scratch.valid[j] ? states[0][j] : 0.0);
+    else
+      for (int64_t j = 0; j < count; ++j) target[j] = narrowed<T>(states[0][j]);
+  }
+};
+
+template <class T, bool decoupled>
+struct GaeRows {
+  static constexpr bool kReverse = true;
+  static constexpr int kChains = decoupled ? 2 : 1;
+  struct Scratch {
+    double value_buffer[kPiece];
+    uint8_t valid_buffer[kPiece];
+    const double* values;
+    const uint8_t* valid;
+    double next_value;  // of the token behind the piece
+  };
+
+  const GaeInputs& in;
+  int64_t columns;
+  T *advantages, *returns;
+
+  double start(int64_t) const { return 0.0; }
+
+  void enter(Scratch& scratch, const Segment& segment) const {
+    scratch.next_value = in.next_values ? 0.0 : value_behind(segment);
+  }
+
+  double value_behind(const Segment& segment) const {
+    const int64_t row = segment.row;
+    for (int64_t t = segment.end; t < columns; ++t)
+      if (!in.mask || is_set(*in.mask, row, t)) return value_at(in.values, row, t);
+    if (in.finished && is_set(*in.finished, row, 0)) return 0.0;
+    if (in.bootstrap) return value_at(*in.bootstrap, row, 0);
+    if (in.repeat_last)
+      for (int64_t t = columns - 1; t >= 0; --t)
+        if (!in.mask || is_set(*in.mask, row, t)) return value_at(in.values, row, t);
+    return 0.0;
+  }
+
+  void prepare(Scratch& scratch, int64_t row, int64_t column, int64_t count, Chain* chains, int lane) const {
+    double buffer[kPiece], next_buffer[kPiece], *x = chains[0].x[lane], *a = chains[0].a[lane];
+    uint8_t flags[kPiece];
+    const double* v = scratch.values = read_row(in.values, row, column, count, scratch.value_buffer);
+    const uint8_t* valid = nullptr;
+    if (in.mask) valid = scratch.valid = read_mask(*in.mask, row, column, count, scratch.valid_buffer);
+
+    const double* next = next_buffer;
+    if (in.next_values) {
+      next = read_row(*in.next_values, row, column, count, next_buffer);
+    } else if (valid) {
+      double value = scratch.next_value;
+      for (int64_t j = count - 1; j >= 0; --j) {
+        next_buffer[j] = value;
+        value = valid[j] ? v[j] : value;
+      }
+      scratch.next_value = value;
+    } else {
+      std::copy(v + 1, v + count, next_buffer);
+      next_buffer[count - 1] = std::exchange(scratch.next_value, v[0]);
+    }
+
+    // x = r + gamma V' - V, a = gamma lambda
+    const double* gamma = read_row(in.gamma, row, column, count, buffer);
+    for (int64_t j = 0; j < count; ++j) {
+      x[j] = gamma[j] * next[j];
+      a[j] = gamma[j];
+    }
+    if (in.terminated) {
+      const uint8_t* terminated = read_mask(*in.terminated, row, column, count, flags);
+      for (int64_t j = 0; j < count; ++j) x[j] = terminated[j] ? 0.0 : x[j];
+    }
+    const double* r = read_row(in.rewards, row, column, count, buffer);
+    for (int64_t j = 0; j < count; ++j) x[j] = r[j] + x[j] - v[j];
+    if (in.done) {
+      const uint8_t* done = read_mask(*in.done, row, column, count, flags);
+      for (int64_t j = 0; j < count; ++j) a[j] = done[j] ? 0.0 : a[j];
+    }
+    if (valid)
+      for (int64_t j = 0; j < count; ++j) x[j] = valid[j] ? x[j] : 0.0;
+    if constexpr (decoupled) {
+      std::copy(x, x + count, chains[1].x[lane]);
+      discount(*in.returns_lam, row, column, count, valid, a, chains[1].a[lane]);
+    }
+    discount(in.lam, row, column, count, valid, a, a);
+  }
+
+  static void discount(const MatrixView& lam, int64_t row, int64_t column, int64_t count, const uint8_t* valid,
+                       const double* gamma, double* a) {
+    double buffer[kPiece];
+    const double* lambda = read_row(lam, row, column, count, buffer);
+    if (valid)
+      for (int64_t j = 0; j < count; ++j) a[j] = valid[j] ? gamma[j] * lambda[j] : 1.0;
+    else
+      for (int64_t j = 0; j < count; ++j) a[j] = gamma[j] * lambda[j];
+  }
+
+  void write(const Scratch& scratch, int64_t row, int64_t column, int64_t count, const double* const* states) const {
+    T *advantage = advantages + row * columns + column, *result = returns + row * columns + column;
+    const double *first = states[0], *second = states[kChains - 1], *v = scratch.values;
+    if (in.mask && !in.carry)
+      for (int64_t j = 0; j < count; ++j) {
+        advantage[j] = narrowed<T>(scratch.valid[j] ? first[j] : 0.0);
+        result[j] = narrowed<T>(scratch.valid[j] ? second[j] + v[j] : 0.0);
+      }
+    else
+      for (int64_t j = 0; j < count; ++j) {
+        advantage[j] = narrowed<T>(first[j]);
+        result[j] = narrowed<T>(second[j] + v[j]);
+      }
+  }
+};
+
+/// Tokens of a mask, and sums of their distances from a pivot.
+struct Moments {
+  double sum = 0, squares = 0;
+  int64_t count = 0;
+};
+
+constexpr int64_t kWhitenPiece = 1024;  // tokens
+
+/// Calls visit(values, valid or nullptr, count, column) for the pieces of a row.
+template <class Visit>
+void each_piece_of_row(const MatrixView& values, const std::optional<MatrixView>& mask, int64_t row, int64_t columns,
+                       const Visit& visit) {
+  double buffer[kWhitenPiece];
+  uint8_t flags[kWhitenPiece];
+  for (int64_t column = 0; column < columns; column += kWhitenPiece) {
+    const int64_t count = std::min(kWhitenPiece, columns - column);
+    visit(read_row(values, row, column, count, buffer), mask ? read_mask(*mask, row, column, count, flags) : nullptr,
+          count, column);
+  }
+}
+
+Moments moments_of_row(const MatrixView& values, const std::optional<MatrixView>& mask, int64_t row, int64_t columns,
+                       double pivot) {
+  constexpr int kSums = 8;  // an addition waits for the one before it in its own sum only
+  double sum[kSums] = {}, squares[kSums] = {};
+  Moments moments;
+  each_piece_of_row(values, mask, row, columns, [&](const double* v, const uint8_t* valid, int64_t count, int64_t) {
+    const auto add = [&](int64_t j, int s) {
+      const double distance = !valid || valid[j] ? v[j] - pivot : 0.0;
+      sum[s] += distance;
+      squares[s] += distance * distance;
+    };
+    int64_t j = 0;
+    for (; j + kSums <= count; j += kSums)
+      for (int s = 0; s < kSums; ++s) add(j + s, s);
+    for (int s = 0; j < count; ++j, ++s) add(j, s);
+    moments.count += valid ? count - std::count(valid, valid + count, uint8_t{0}) : count;
+  });
+  for (int s = 0; s < kSums; ++s) {
+    moments.sum += sum[s];
+    moments.squares += squares[s];
+  }
+  return moments;
+}
+
+/// The first value of the mask, or 0: any value of the sample loses at most log2(n) bits of the variance.
+double first_valid(const MatrixView& values, const std::optional<MatrixView>& mask, int64_t rows, int64_t columns) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < columns; ++column)
+      if (!mask || is_set(*mask, row, column)) return value_at(values, row, column);
+  return 0.0;
+}
+
+double divisor(const Moments& moments, double eps, EpsTo eps_to, int64_t ddof) {
+  const auto n = static_cast<double>(moments.count);
+  const double squares = moments.squares - moments.sum * moments.sum / n;
+  const double variance = moments.count > ddof ? std::max(squares, 0.0) / static_cast<double>(moments.count - ddof)
+                                               : squares * 0.0;  // 0, but NaN stays NaN
+  switch (eps_to) {
+    case EpsTo::std:
+      return std::sqrt(variance) + eps;
+    case EpsTo::variance:
+      return std::sqrt(variance + eps);
+    case EpsTo::floor:
+      break;
+  }
+  const double deviation = std::sqrt(variance);
+  return deviation < eps ? eps : deviation;
+}
+
+}  // namespace
+
+void linear_scan(const MatrixView& x, const MatrixView& a, const std::optional<MatrixView>& initial,
+                 const std::optional<MatrixView>& mask, int64_t rows, int64_t columns, bool reverse, bool carry,
+                 void* y) {
+  with_floating(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (reverse)
+      scan(LinearRows<T, true>{x, a, initial, mask, columns, carry, static_cast<T*>(y)}, rows, columns);
+    else
+      scan(LinearRows<T, false>{x, a, initial, mask, columns, carry, static_cast<T*>(y)}, rows, columns);
+  });
+}
+
+void gae(const GaeInputs& inputs, int64_t rows, int64_t columns, Dtype result, void* advantages, void* returns) {
+  with_floating(result, [&](auto zero) {
+    using T = decltype(zero);
+    auto *advantage = static_cast<T*>(advantages), *both = static_cast<T*>(returns);
+    if (inputs.returns_lam)
+      scan(GaeRows<T, true>{inputs, columns, advantage, both}, rows, columns);
+    else
+      scan(GaeRows<T, false>{inputs, columns, advantage, both}, rows, columns);
+  });
+}
+
+void whiten(const MatrixView& values, const std::optional<MatrixView>& mask, int64_t rows, int64_t columns, double eps,
+            EpsTo eps_to, int64_t ddof, bool shift_mean, bool outside, void* result) {
+  if (rows == 0 || columns == 0) return;
+  const bool parallel = rows * columns >= 16384;
+  const double pivot = first_valid(values, mask, rows, columns);
+  std::vector<Moments> of_row(rows);
+  parallel_for(rows, parallel, [&](int64_t row) { of_row[row] = moments_of_row(values, mask, row, columns, pivot); });
+  Moments all;
+  for (const Moments& row : of_row) {
+    all.sum += row.sum;
+    all.squares += row.squares;
+    all.count += row.count;
+  }
+  const double mean = all.count > 0 ? all.sum / static_cast<double>(all.count) : 0.0;
+  const double scale = all.count > 0 ? divisor(all, eps, eps_to, ddof) : 0.0;
+  const double factor = scale == 0 ? 0.0 : 1 / scale, shift = shift_mean ? 0.0 : pivot + mean;
+  with_floating(values.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    parallel_for(rows, parallel, [&](int64_t row) {
+      T* target = static_cast<T*>(result) + row * columns;
+      const std::optional<MatrixView> none;
+      each_piece_of_row(values, outside ? none : mask, row, columns,
+                        [&](const double* v, const uint8_t* valid, int64_t count, int64_t column) {
+                          for (int64_t j = 0; j < count; ++j) {
+                            const double whitened = (v[j] - pivot - mean) * factor + shift;
+                            target[column + j] = narrowed<T>(!valid || valid[j] ? whitened : 0.0);
+                          }
+                        });
+    });
+  });
+}
+
+}  // namespace morlfast
