@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import morlfast
 import numpy as np
@@ -148,6 +150,71 @@ def test_left_out_equal_rewards_have_no_deviation(ones, other, position):
     check("nemo", "grpo", rewards, np.zeros(8, int), None)
 
 
+# What trainers that are on no package index give, by their formulas in float32.
+
+
+def nemo_in_float32(rewards: torch.Tensor) -> torch.Tensor:
+    """Leave-one-out sums as a product with a matrix, variance as E[r^2] - E[r]^2."""
+    n = len(rewards)
+    sum_of_others = 1 - torch.eye(n)
+    mean, square = sum_of_others @ rewards / (n - 1), sum_of_others @ rewards.square() / (n - 1)
+    std = ((square - mean.square()) * ((n - 1) / (n - 2))).sqrt().nan_to_num(0)
+    return torch.where(std > 0, (rewards - mean) / (std + 1e-6), rewards - mean)
+
+
+def test_seven_equal_rewards_and_another_are_thousands_in_nemo():
+    worst = 0.0
+    for ones in torch.arange(1, 20) / 20:
+        for position in range(8):
+            rewards = torch.full((8,), ones.item())
+            rewards[position] = ones + 0.6
+            ours = morlfast.group_advantages(rewards, group_size=8, preset="nemo", method="grpo")
+            assert ours.abs().max() < 1
+            worst = max(worst, nemo_in_float32(rewards).abs().max().item())
+    assert worst > 100
+
+
+def slime_whitened_in_float32(values: torch.Tensor) -> torch.Tensor:
+    """In one pass over the values: E[x^2] - E[x]^2."""
+    n = len(values)
+    mean, square = values.sum() / n, values.square().sum() / n
+    return (values - mean) * ((square - mean.square()) * (n / (n - 1)) + 1e-8).rsqrt()
+
+
+def test_a_common_offset_spoils_whitening_in_slime():
+    rewards = torch.tensor([1000.0, 1000.1, 999.9, 1000.05])
+    one_token_each = torch.ones(4, dtype=torch.int64)
+    ours = morlfast.group_advantages(
+        rewards, group_size=4, lengths=one_token_each, preset="slime", method="reinforce_pp"
+    )
+    exact = (rewards.double() - rewards.double().mean()) / rewards.double().std()
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-6, atol=1e-6)
+    theirs = slime_whitened_in_float32(rewards)
+    assert not torch.allclose(theirs.double(), exact, rtol=0.5)
+
+
+def test_groups_of_different_sizes_are_one_group_in_slime():
+    rewards = torch.tensor([1.0, 0, 1, 1, 0, 0, 0])
+    theirs = rewards.view(-1, 7)  # what is done where 7 is not prompts times samples
+    theirs = ((theirs - theirs.mean(-1)) / (theirs.std(-1) + 1e-6))[0]
+    ours = morlfast.group_advantages(rewards, offsets=[0, 3, 7], preset="slime", method="grpo")
+    first, second = rewards[:3], rewards[3:]
+    want = torch.cat([(r - r.mean()) / (r.std() + 1e-6) for r in (first, second)])
+    torch.testing.assert_close(ours, want)
+    assert theirs[0] == theirs[3]  # one of two and one of four successes are the same there
+    assert ours[0] < 0.6
+    assert ours[3] > 1.4
+
+
+def test_mean_of_the_batch_over_deviation_of_the_group():
+    """ROLL divides (N,) by (G, 1) there, which is a table."""
+    rewards = rewards_of(12, 1)[:, 0]
+    theirs = (rewards - rewards.mean()) / (rewards.view(-1, 4).std(1, keepdim=True) + 1e-6)
+    assert theirs.shape == (3, 12)
+    ours = morlfast.group_advantages(rewards, group_size=4, preset="roll", baseline="batch")
+    torch.testing.assert_close(ours, theirs.view(3, 3, 4)[range(3), range(3)].flatten())
+
+
 def test_a_keyword_overrides_one_rule():
     rewards = rewards_of(16, 1)[:, 0]
     got = morlfast.group_advantages(rewards, group_size=8, preset="verl", method="grpo", eps=1e-4)
@@ -199,3 +266,22 @@ def test_published_grpo_numbers():
     got = morlfast.group_advantages(GDPO_REWARDS, group_size=4, preset="trl", method="grpo")
     published = [1.224595, 0, 0, -1.224595, 0.865875, 0.865875, -0.865875, -0.865875]
     torch.testing.assert_close(got, torch.tensor(published), rtol=1e-4, atol=2e-5)
+
+
+def test_the_python_of_the_page_on_defects_runs():
+    page = Path(__file__).parents[1] / "docs/defects.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 10
+    for block in blocks:
+        exec(
+            compile(block, page.name, "exec"),
+            {"torch": torch, "math": math, "group_advantages": morlfast.group_advantages},
+        )
+
+
+def test_the_page_on_defects_names_every_preset_and_method():
+    page = (Path(__file__).parents[1] / "docs/defects.md").read_text()
+    for name, preset in PRESETS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        assert preset.version in row
+        assert set(preset.methods) <= set(re.findall(r"`(\w+)`", row))
