@@ -97,6 +97,13 @@ def test_deviations_as_small_as_eps(preset, method, spread):
     check(preset, method, rewards, groups_of(RAGGED), None, atol=1e-6 * spread)
 
 
+@pytest.mark.parametrize(("preset", "method"), ALL)
+def test_deviations_well_above_the_rounding_of_float32(preset, method):
+    """By 1e4: about 1.2 beside 1000."""
+    rewards = (1000 + 1.5 * rewards_of(64, 1)).float()
+    check(preset, method, rewards, np.arange(64) // 8, None)
+
+
 # What their sources do to NaN by accident: an argmax that finds it, a comparison that fails.
 NAN_RULE_OF_ITS_OWN = {("verl", "pass_at_k"), ("roll-agentic", "grpo")}
 
