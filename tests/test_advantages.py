@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import uuid
+from dataclasses import asdict
+from typing import get_args
 
 import morlfast
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from morlfast import advantage_presets as presets
 from references import advantages as reference
 
 F64 = torch.float64
@@ -24,7 +28,7 @@ METHODS = ["grpo", "dr_grpo", "rloo", "gdpo"]
 
 
 def advantages(rewards, group_size=None, **options) -> torch.Tensor:
-    if not isinstance(rewards, torch.Tensor):
+    if rewards is not None and not isinstance(rewards, torch.Tensor):
         rewards = torch.tensor(rewards, dtype=F64)
     return morlfast.group_advantages(rewards, group_size, **options)
 
@@ -33,12 +37,15 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> torch.Tensor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
-def expected(rewards: torch.Tensor, groups, weights: torch.Tensor | None = None, **options) -> torch.Tensor:
+def expected(
+    rewards: torch.Tensor, groups, weights: torch.Tensor | None = None, lengths=None, *, method="grpo", **options
+) -> torch.Tensor:
     n = len(rewards)
     table = rewards.double().reshape(n, rewards.shape[1] if rewards.ndim == 2 else 1)
     if weights is not None:
         weights = weights.double().expand(table.shape).tolist()
-    return torch.tensor(reference.group_advantages(table.tolist(), list(groups), weights, **options), dtype=F64)
+    rules = asdict(presets.rules_of("trl", method)) | options
+    return torch.tensor(reference.group_advantages(table.tolist(), list(groups), weights, lengths, **rules), dtype=F64)
 
 
 def close(got: torch.Tensor, want: torch.Tensor, tolerance: float = 1e-11) -> None:
@@ -135,14 +142,14 @@ GDPO_REWARDS = [[1, 1], [0, 1], [1, 0], [0, 0], [1, 1], [1, 1], [1, 0], [0, 1]]
     ],
 )
 def test_published_gdpo_and_grpo_numbers(method, eps, published):
-    got = advantages(GDPO_REWARDS, 4, method=method, eps=eps)
+    got = advantages(GDPO_REWARDS, 4, method=method, eps=eps, whiten_eps=eps)
     close(got, torch.tensor(published, dtype=F64), 1e-6)
     assert (got[[1, 2]].abs() < 1e-15).all()
 
 
 def test_published_gdpo_numbers_of_one_group_of_two():
     # correctness [1, 1], integer [1, -1], format [1, 0]
-    got = advantages([[1, 1, 1], [1, -1, 0]], 2, method="gdpo", eps=0.0)
+    got = advantages([[1, 1, 1], [1, -1, 0]], 2, method="gdpo", eps=0.0, whiten_eps=0.0)
     close(got, torch.tensor([0.5**0.5, -(0.5**0.5)], dtype=F64))
 
 
@@ -250,12 +257,12 @@ def test_a_large_common_offset_is_centred_away():
         close(got, advantages(small, 8, method=method, scale=scale))
 
 
+@pytest.mark.parametrize("method", ["grpo", "gdpo"])
 @pytest.mark.parametrize("scale", ["group", "batch"])
-def test_a_zero_divisor_gives_zero(scale):
+def test_no_deviation_gives_zero(scale, method):
     # Two rewards leave no degree of freedom at ddof=2: the standard deviation is 0 although they differ.
-    assert advantages([0.0, 1.0], 2, eps=0.0, ddof=2, scale=scale).tolist() == [0.0, 0.0]
-    close(advantages([0.0, 1.0], 2, eps=0.5, ddof=2, scale=scale), torch.tensor([-1.0, 1.0], dtype=F64))
-    assert advantages([[0.0], [1.0]], 2, eps=0.0, ddof=2, scale=scale, method="gdpo").tolist() == [0.0, 0.0]
+    for eps in (0.0, 0.5):
+        assert advantages([[0.0], [1.0]], 2, eps=eps, ddof=2, scale=scale, method=method).tolist() == [0.0, 0.0]
 
 
 # NaN: not scored.
@@ -599,7 +606,7 @@ def test_group_ids_must_be_integers(group_ids):
         advantages(R, group_ids=group_ids)
 
 
-@pytest.mark.parametrize("shape", [(), (11,), (13,), (12, 1), (1, 12)])
+@pytest.mark.parametrize("shape", [(), (11,), (13,), (1, 12), (12, 1, 1)])
 def test_group_ids_must_have_one_entry_per_row(shape):
     with pytest.raises(ValueError, match="group_ids"):
         advantages(R, group_ids=torch.ones(shape, dtype=torch.int64))
@@ -611,7 +618,7 @@ def test_rewards_must_be_rows_or_rows_by_objectives(shape):
         advantages(torch.ones(shape), 1)
 
 
-@pytest.mark.parametrize("rewards", [None, "abc", torch.ones(4, dtype=torch.complex64)])
+@pytest.mark.parametrize("rewards", ["abc", torch.ones(4, dtype=torch.complex64)])
 def test_rewards_must_be_tensors_of_numbers(rewards):
     with pytest.raises(TypeError, match="rewards"):
         morlfast.group_advantages(rewards, 2)
@@ -635,7 +642,7 @@ def test_weights_must_be_numbers(weights):
         advantages(R, 4, weights=weights)
 
 
-@pytest.mark.parametrize("method", ["ppo", "", "GRPO", None, 0])
+@pytest.mark.parametrize("method", ["ppo", "", "GRPO", 0])
 def test_method_must_be_known(method):
     with pytest.raises((TypeError, ValueError), match="method"):
         advantages(R, 4, method=method)
@@ -647,13 +654,7 @@ def test_scale_must_be_known(scale):
         advantages(R, 4, scale=scale)
 
 
-@pytest.mark.parametrize("scale", ["group", "batch"])
-def test_dr_grpo_takes_no_scale(scale):
-    with pytest.raises(ValueError, match="scale"):
-        advantages(R, 4, method="dr_grpo", scale=scale)
-
-
-@pytest.mark.parametrize("eps", ["small", [1e-4], None])
+@pytest.mark.parametrize("eps", ["small", [1e-4]])
 def test_eps_must_be_a_number(eps):
     with pytest.raises(TypeError, match="eps"):
         advantages(R, 4, eps=eps)
@@ -665,7 +666,7 @@ def test_eps_must_not_be_negative_or_nan(eps):
         advantages(R, 4, eps=eps)
 
 
-@pytest.mark.parametrize("ddof", ["one", 1.5, None])
+@pytest.mark.parametrize("ddof", ["one", 1.5])
 def test_ddof_must_be_an_integer(ddof):
     with pytest.raises(TypeError, match="ddof"):
         advantages(R, 4, ddof=ddof)
@@ -711,3 +712,265 @@ def test_an_infinite_score_poisons_the_batch_statistics_of_two():
 
 def test_no_rollouts_have_no_ids():
     assert advantages(torch.zeros(0), group_ids=[]).shape == (0,)
+
+
+# Rules, one by one and all together.
+
+
+def rule(name: str) -> st.SearchStrategy[str]:
+    literal = {
+        "aggregate": presets.Aggregate,
+        "baseline": presets.Baseline,
+        "scale": presets.Scale,
+        "eps_to": presets.EpsTo,
+        "singleton": presets.Singleton,
+        "zero_variance": presets.ZeroVariance,
+        "nan": presets.NanRewards,
+        "whiten": presets.Whiten,
+        "whiten_eps_to": presets.EpsTo,
+    }[name]
+    return st.sampled_from(get_args(literal))
+
+
+RULES = st.fixed_dictionaries(
+    {
+        **{name: rule(name) for name in ("aggregate", "baseline", "scale", "eps_to", "singleton", "zero_variance")},
+        **{name: rule(name) for name in ("nan", "whiten", "whiten_eps_to")},
+        **{name: st.sampled_from([1e-6, 0.25, 1.0]) for name in ("eps", "whiten_eps")},
+        **{name: st.integers(0, 2) for name in ("ddof", "whiten_ddof")},
+        "least_std": st.sampled_from([0.0, 0.5]),
+    }
+)
+
+
+@given(batches(), RULES, st.integers(0, 2**32))
+def test_every_combination_of_rules_matches_exact_arithmetic(case, rules, seed):
+    rewards, labels, weights, _ = case
+    lengths = np.random.default_rng(seed).integers(0, 5, len(labels))
+    arguments = {"weights": weights, "group_ids": torch.tensor(labels, dtype=torch.int64), "lengths": lengths}
+    try:
+        want = expected(rewards, labels, weights, lengths.tolist(), **rules)
+    except ValueError as error:
+        with pytest.raises(ValueError, match={"NaN": "rewards: .*NaN", "a group of one": "singleton"}[str(error)]):
+            advantages(rewards, **arguments, **rules)
+        return
+    got = advantages(rewards, **arguments, **rules)
+    torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "values", [[0.35] * 7 + [0.95], [0.3] * 3 + [0.9], [0.95] + [0.35] * 7, [0.1, 0.7] + [0.1] * 9]
+)
+@pytest.mark.parametrize("zero_variance", ["zero", "unscaled", "nan"])
+def test_a_constant_left_out_set_has_exactly_no_deviation(values, zero_variance):
+    rewards = torch.tensor(values)
+    odd = rewards.double().sub(rewards.double().median()).abs().argmax()
+    got = advantages(rewards, len(values), baseline="leave_one_out", scale="leave_one_out", zero_variance=zero_variance)
+    if zero_variance == "zero":
+        assert got[odd] == 0
+    elif zero_variance == "nan":
+        assert got[odd].isnan()
+    else:
+        close(got[odd], rewards[odd].double() - rewards.double().median(), 1e-7)
+    assert got[torch.arange(len(values)) != odd].isfinite().all()
+
+
+def test_deviations_of_others_keep_their_digits_beside_an_outlier():
+    rewards = torch.tensor([1e6, *(normal(9) * 1e-6).tolist()], dtype=F64)
+    got = advantages(rewards, 10, baseline="none", scale="leave_one_out", eps=0.0)
+    close(got[0], rewards[0] / rewards[1:].std(), 1e-9)
+
+
+def test_the_runner_up_is_the_baseline_of_the_largest_alone():
+    got = advantages([1.0, 4.0, 4.5, 0.0, 2.0, 2.0], 3, baseline="runner_up", scale="none")
+    assert got.tolist() == [0.0, 0.0, 0.5, 0.0, 0.0, 0.0]
+
+
+def test_tokens_weigh_the_baseline():
+    got = advantages([1.0, 0.0, 3.0, 1.0], 2, lengths=[3, 1, 0, 0], baseline="length_weighted", scale="none")
+    close(got, torch.tensor([0.25, -0.75, 1.0, -1.0], dtype=F64))
+
+
+def test_whitening_by_tokens_repeats_each_rollout():
+    rewards, lengths = normal(12), torch.tensor([3, 1, 0, 5, 2, 2, 7, 1, 1, 4, 0, 6])
+    centred = advantages(rewards, 4, scale="none")
+    tokens = centred.repeat_interleave(lengths)
+    want = (centred - tokens.mean()) / (tokens.var() + 1e-8).sqrt()
+    options = {"scale": "none", "whiten": "tokens", "whiten_eps": 1e-8, "whiten_eps_to": "variance"}
+    close(advantages(rewards, 4, lengths=lengths, **options), want)
+
+
+# Tokens.
+
+MASKS = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float32, F64, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", [*MASKS, torch.float16])
+@pytest.mark.parametrize("method", ["grpo", "gdpo", "opo", "reinforce_pp_baseline"])
+def test_masks_of_every_dtype_place_each_advantage_at_its_tokens(dtype, method):
+    mask = torch.rand(12, 70, generator=torch.Generator().manual_seed(0)) < 0.6
+    mask[3] = False
+    rewards = normal(12)
+    got = advantages(rewards, 4, mask=mask.to(dtype), preset="verl", method=method)
+    rows = advantages(rewards, 4, lengths=mask.sum(1), preset="verl", method=method)
+    assert torch.equal(got, torch.where(mask, rows[:, None], 0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strided_masks_and_every_result_dtype(dtype):
+    rewards = normal(8, dtype=dtype)
+    mask = normal(40, 16, seed=2)[::5].T.contiguous().T[:, ::2] > 0
+    got = advantages(rewards, 4, mask=mask)
+    assert got.dtype == dtype
+    assert torch.equal(got, torch.where(mask, advantages(rewards, 4)[:, None], torch.zeros((), dtype=dtype)))
+
+
+def test_any_nonzero_element_counts():
+    mask = torch.tensor([[0.5, -1.0, -0.0, NAN], [0.0, 1e-30, 1.0, 0.0]])
+    assert (advantages([1.0, 2.0], 2, mask=mask, scale="none") != 0).tolist() == [
+        [True, True, False, True],
+        [False, True, True, False],
+    ]
+
+
+def test_lengths_with_num_tokens_are_a_mask():
+    rewards, lengths = normal(6), torch.tensor([0, 3, 5, 9, 1, 2])
+    mask = torch.arange(5) < lengths[:, None]
+    got = advantages(rewards, 3, lengths=lengths, num_tokens=5)
+    assert torch.equal(got, advantages(rewards, 3, mask=mask))
+    assert advantages(rewards, 3, lengths=lengths, num_tokens=0).shape == (6, 0)
+
+
+def test_an_empty_mask_and_no_rollouts():
+    assert advantages(normal(4), 2, mask=torch.ones(4, 0)).shape == (4, 0)
+    assert advantages(normal(0), 2, mask=torch.ones(0, 7)).shape == (0, 7)
+    options = {"preset": "verl", "method": "gdpo"}
+    assert advantages(normal(4), 2, mask=torch.ones(4, 0), **options).shape == (4, 0)
+
+
+def test_token_rewards_are_summed_first():
+    tokens = normal(12, 33).mul(64).round() / 64  # sums are exact
+    for method in METHODS:
+        close(advantages(None, 4, token_rewards=tokens, method=method), advantages(tokens.sum(1), 4, method=method))
+    tokens[5, 7] = NAN
+    assert advantages(None, 4, token_rewards=tokens, nan="propagate")[4:8].isnan().all()
+    half = tokens.nan_to_num().bfloat16()
+    assert advantages(None, 4, token_rewards=half).dtype == torch.bfloat16
+
+
+def test_rollouts_with_the_same_total_are_equal_wherever_their_reward_lies():
+    tokens = torch.zeros(8, 50)
+    tokens[torch.arange(8), torch.tensor([0, 49, 16, 17, 31, 48, 3, 7])] = 0.1
+    assert (advantages(None, 8, token_rewards=tokens, eps=0.0) == 0).all()
+
+
+def test_out_is_written_and_returned():
+    rewards, mask = normal(12, dtype=torch.float32), torch.ones(12, 5, dtype=torch.int64)
+    for options in ({}, {"mask": mask}):
+        want = advantages(rewards, 4, **options)
+        out = torch.full_like(want, NAN)
+        assert advantages(rewards, 4, out=out, **options) is out
+        assert torch.equal(out, want)
+
+
+# Groups by labels, rows and offsets.
+
+
+def test_labels_in_any_order_are_groups():
+    picks = torch.randint(0, 7, (60,), generator=torch.Generator().manual_seed(0)).tolist()
+    names = [str(uuid.UUID(int=i)) for i in range(7)]
+    rewards = normal(60)
+    want = advantages(rewards, group_ids=torch.tensor(picks))
+    labels = [names[i] for i in picks]
+    for group_ids in (labels, tuple(labels), np.array(labels), np.array(labels, dtype=object), np.array(picks)):
+        assert torch.equal(advantages(rewards, group_ids=group_ids), want)
+
+
+def test_labels_of_different_kinds_are_not_merged():
+    labels = np.array(["1", 1, "01", "1 ", b"1", 1, "1"], dtype=object)
+    got = advantages([1.0, 2.0, 3.0, 4.0, 5.0, 4.0, 3.0], group_ids=labels, scale="none")
+    assert got.tolist() == [-1.0, -1.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("group_ids", [[0.2, 0.7], np.array([0.2, 0.7]), [0.2, "a"], ["a", None], [{}, {}]])
+def test_labels_that_are_none_are_refused(group_ids):
+    with pytest.raises((TypeError, ValueError), match="group_ids"):
+        advantages([1.0, 2.0], group_ids=group_ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("width", [1, 3, 8, 37])
+def test_equal_rows_of_ids_are_groups(dtype, width):
+    prompts = torch.randint(0, 100, (5, width), generator=torch.Generator().manual_seed(0)).to(dtype)
+    prompts[1] = prompts[0]
+    prompts[1, -1] += 1  # one token apart
+    picks = torch.randint(0, 5, (40,), generator=torch.Generator().manual_seed(1))
+    rewards = normal(40)
+    want = advantages(rewards, group_ids=picks)
+    assert torch.equal(advantages(rewards, group_ids=prompts[picks]), want)
+    assert torch.equal(advantages(rewards, group_ids=prompts[picks].T.contiguous().T), want)
+
+
+def test_offsets_are_ragged_groups():
+    rewards, sizes = normal(20), [4, 0, 1, 9, 6]
+    offsets = [0, *itertools.accumulate(sizes)]
+    labels = [g for g, size in enumerate(sizes) for _ in range(size)]
+    for method in METHODS:
+        want = advantages(rewards, group_ids=torch.tensor(labels), method=method)
+        assert torch.equal(advantages(rewards, offsets=offsets, method=method), want)
+    assert advantages(normal(0), offsets=[0]).shape == (0,)
+
+
+@pytest.mark.parametrize("offsets", [[], [0], [0, 11], [1, 12], [0, 8, 4, 12], [0, 13, 12], [-1, 12], [[0, 12]]])
+def test_offsets_must_ascend_from_0_to_the_number_of_rollouts(offsets):
+    with pytest.raises(ValueError, match="offsets"):
+        advantages(R, offsets=torch.tensor(offsets, dtype=torch.int64))
+
+
+# Errors of tokens, presets and rules.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"mask": torch.ones(12)}, ValueError, "mask: expected shape"),
+        ({"mask": torch.ones(11, 3)}, ValueError, "mask: expected shape"),
+        ({"mask": torch.ones(12, 3, dtype=torch.complex64)}, TypeError, "mask"),
+        ({"mask": torch.ones(12, 3), "lengths": torch.ones(12, dtype=torch.int64)}, ValueError, "mask, lengths"),
+        ({"lengths": torch.ones(12)}, TypeError, "lengths"),
+        ({"lengths": [1] * 11}, ValueError, "lengths"),
+        ({"lengths": [-1] * 12}, ValueError, "lengths"),
+        ({"num_tokens": 3}, ValueError, "num_tokens"),
+        ({"lengths": [1] * 12, "num_tokens": -1}, ValueError, "num_tokens"),
+        ({"lengths": [1] * 12, "num_tokens": 1.5}, TypeError, "num_tokens"),
+        ({"whiten": "tokens"}, ValueError, "mask, lengths: .*whiten"),
+        ({"baseline": "length_weighted"}, ValueError, "mask, lengths: .*baseline"),
+        ({"preset": "nobody"}, ValueError, "preset: expected one of trl, .*verl"),
+        ({"preset": "verl", "method": "nothing"}, ValueError, "method: expected one of grpo.*verl"),
+        ({"baseline": "median"}, ValueError, "baseline: expected one of"),
+        ({"whiten_eps": -1.0}, ValueError, "whiten_eps"),
+        ({"least_std": "x"}, TypeError, "least_std"),
+        ({"whiten_ddof": -1}, ValueError, "whiten_ddof"),
+        ({"token_rewards": R}, ValueError, "rewards, token_rewards"),
+        ({"out": torch.empty(11)}, ValueError, "out"),
+        ({"out": torch.empty(12, dtype=F64)}, ValueError, "out"),
+        ({"out": torch.empty(24)[::2]}, ValueError, "out"),
+        ({"out": [0.0] * 12}, TypeError, "out"),
+        ({"out": torch.empty(12, device="meta")}, ValueError, "out"),
+        ({"nan": "raise"}, ValueError, "rewards: expected no NaN, got NaN in row 1"),
+        ({"singleton": "raise"}, ValueError, "singleton"),
+    ],
+)
+def test_errors_name_the_argument(arguments, error, match):
+    rewards = torch.ones(12)
+    if arguments.get("nan") == "raise":
+        rewards[1] = NAN
+    with pytest.raises(error, match=match):
+        advantages(rewards, 1 if "singleton" in arguments else 4, **arguments)
+
+
+def test_token_rewards_have_one_objective():
+    with pytest.raises(ValueError, match="weights"):
+        advantages(None, 4, token_rewards=R, weights=torch.ones(3))
+    with pytest.raises(ValueError, match="token_rewards"):
+        advantages(None, 4, token_rewards=torch.ones(12))

@@ -227,7 +227,7 @@ class GroupNormalizer {
       pivot = centre = 0;
     }
     if (rules_.scale == Scale::leave_one_out && !alone) {
-      deviations_of_others(values, rows, pivot_[k]);
+      deviations_of_others(values, rows);
       for (int64_t i = 0; i < rows; ++i) {
         double& value = values[i * m_];
         if (!std::isnan(value)) value = scaled(((value - pivot) - centre) * stretch, deviations_[i]);
@@ -288,7 +288,7 @@ class GroupNormalizer {
 
   /// deviations_[i] = deviation of the scored values but the i-th, from the moments before and after it, merged as by
   /// Chan, Golub and LeVeque (1983): equal others give exactly 0.
-  void deviations_of_others(const double* values, int64_t rows, double pivot) {
+  void deviations_of_others(const double* values, int64_t rows) {
     struct Running {
       double count = 0, mean = 0, squares = 0;
       void add(double x) {
@@ -297,6 +297,13 @@ class GroupNormalizer {
         squares += delta * (x - mean);
       }
     };
+    // Not the one outlier, whose distance to the others would cost their digits: the median of three.
+    double few[3] = {};
+    int64_t found = 0;
+    for (int64_t i = 0; i < rows && found < 3; ++i)
+      if (!std::isnan(values[i * m_])) few[found++] = values[i * m_];
+    std::sort(few, few + found);
+    const double pivot = few[found / 2];
     deviations_.resize(rows);
     means_.resize(rows);
     Running before;
@@ -525,7 +532,7 @@ void group_advantages(const MatrixView& rewards, const MatrixView& weights, int6
   const Workspace<Buffers> buffers(n <= kKeptRows);
   buffers->scores.resize(n);
   double* scores = buffers->scores.data();
-  if (!lengths && (rules.baseline == Baseline::length_weighted || rules.whiten == Whiten::tokens)) {
+  if (!lengths && n > 0 && (rules.baseline == Baseline::length_weighted || rules.whiten == Whiten::tokens)) {
     if (!mask) throw std::invalid_argument("lengths: expected the tokens of each rollout, or a mask");
     buffers->lengths.resize(n);
     count_tokens(*mask, n, tokens, buffers->lengths.data());

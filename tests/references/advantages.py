@@ -3,88 +3,147 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
 
-Value = Fraction | None  # None: not scored
-DEFAULT_SCALE = {"grpo": "group", "gdpo": "group", "dr_grpo": "none", "rloo": "none"}
+# Not scored: None. Poisoned, so that the result is NaN: math.nan.
+Value = Fraction | float | None
 
 
 def group_advantages(
     rewards: Sequence[Sequence[float]],
     groups: Sequence[Hashable],
     weights: Sequence[Sequence[float]] | None = None,
-    method: str = "grpo",
-    scale: str | None = None,
-    eps: float = 1e-4,
-    ddof: int = 1,
+    lengths: Sequence[int] | None = None,
+    *,
+    aggregate: str,
+    baseline: str,
+    scale: str,
+    eps: float,
+    eps_to: str,
+    ddof: int,
+    singleton: str,
+    zero_variance: str,
+    least_std: float,
+    nan: str,
+    whiten: str,
+    whiten_eps: float,
+    whiten_eps_to: str,
+    whiten_ddof: int,
 ) -> list[float]:
-    """Advantages of finite rewards [N][M] (NaN: not scored); weights [N][M]; groups [N] are labels."""
-    scale = scale or DEFAULT_SCALE[method]
+    """Advantages of finite rewards [N][M] (NaN: as `nan` says); weights [N][M]; groups [N] are labels."""
     n = len(rewards)
+    objectives = range(len(rewards[0]) if n else 0)
     if weights is None:
         weights = [[1.0] * len(row) for row in rewards]
-    objectives = range(len(rewards[0]) if n else 0)
-    batch = list(range(n))
-    members = {g: [i for i in batch if groups[i] == g] for g in groups}
+    members = {g: [i for i in range(n) if groups[i] == g] for g in groups}
 
-    if method == "gdpo":
-        columns = [[_value(row[k]) for row in rewards] for k in objectives]
-        normalized = []
-        for r in columns:
-            z: list[Value] = [None] * n
-            for group in members.values():
-                mean, sigma = _mean(r, group), _sigma(r, group, batch, scale, ddof)
-                for i in _scored(r, group):
-                    z[i] = Fraction(_divide(r[i] - mean, sigma, eps))
-            normalized.append(z)
-        s = [_weighted_sum([z[i] for z in normalized], weights[i]) for i in batch]
-        mean, sigma = _mean(s, batch), _std(s, batch, ddof)
-        return [0.0 if s[i] is None else _divide(s[i] - mean, sigma, eps) for i in batch]
+    def value(x: float) -> Value:
+        if not math.isnan(x):
+            return Fraction(x)
+        if nan == "raise":
+            raise ValueError("NaN")
+        return {"skip": None, "skip_reward": None, "propagate": math.nan, "zero": Fraction(0)}[nan]
 
-    s = [_weighted_sum([_value(r) for r in rewards[i]], weights[i]) for i in batch]
-    result = [0.0] * n
-    for group in members.values():
-        mean, sigma = _mean(s, group), _sigma(s, group, batch, scale, ddof)
-        for i in _scored(s, group):
-            baseline = _mean(s, [j for j in group if j != i]) if method == "rloo" else mean
-            centred = s[i] - baseline if baseline is not None else Fraction(0)
-            result[i] = _divide(centred, sigma, eps)
-    return result
+    def total(i: int, terms: Sequence[Value]) -> Value:
+        scored = [(Fraction(w), t) for w, t in zip(weights[i], terms, strict=True) if t is not None]
+        if not scored and nan != "skip_reward":
+            return None
+        if any(poisoned(t) for _, t in scored):
+            return math.nan
+        return sum((w * t for w, t in scored), Fraction(0))
+
+    def normalize(column: list[Value]) -> list[Value]:
+        result = list(column)
+        batch = [v for v in column if v is not None]
+        for rows in members.values():
+            rows = [i for i in rows if column[i] is not None]
+            values = [column[i] for i in rows]
+            of_group = baseline not in ("none", "batch") or scale in ("group", "leave_one_out")
+            of_batch = baseline == "batch" or scale == "batch"
+            if (of_group and any(map(poisoned, values))) or (of_batch and any(map(poisoned, batch))):
+                for i in rows:
+                    result[i] = math.nan
+                continue
+            for at, i in enumerate(rows):
+                others = values[:at] + values[at + 1 :]
+                alone = not others and of_group
+                if alone and singleton != "reward":
+                    if singleton == "raise":
+                        raise ValueError("a group of one")
+                    result[i] = math.nan if singleton == "nan" else Fraction(0)
+                    continue
+                if poisoned(column[i]):
+                    continue
+                if baseline == "batch":
+                    centred = column[i] - mean(batch)
+                elif baseline == "none" or alone:
+                    centred = column[i]
+                elif baseline == "group":
+                    centred = column[i] - mean(values)
+                elif baseline == "leave_one_out":
+                    centred = column[i] - mean(others)
+                elif baseline == "length_weighted":
+                    tokens = sum(lengths[j] for j in rows)
+                    own = sum((lengths[j] * column[j] for j in rows), Fraction(0))
+                    centred = column[i] - (own / tokens if tokens else mean(values))
+                else:
+                    best = values.index(max(values))
+                    centred = max(values) - max(values[:best] + values[best + 1 :]) if at == best else Fraction(0)
+                if scale == "none":
+                    result[i] = centred
+                    continue
+                if scale == "batch":
+                    deviation = std(batch, ddof)
+                elif alone:
+                    deviation = 1.0
+                else:
+                    deviation = std(values if scale == "group" else others, ddof)
+                if deviation > least_std:
+                    result[i] = Fraction(float(centred) / divisor(deviation, eps, eps_to))
+                else:
+                    result[i] = {"zero": Fraction(0), "unscaled": centred, "nan": math.nan}[zero_variance]
+        return result
+
+    table = [[value(x) for x in row] for row in rewards]
+    if aggregate == "sum_then_normalize":
+        scores = normalize([total(i, table[i]) for i in range(n)])
+    else:
+        columns = [normalize([row[k] for row in table]) for k in objectives]
+        scores = [total(i, [column[i] for column in columns]) for i in range(n)]
+    if whiten != "none":
+        counts = [1] * n if whiten == "rollouts" else lengths
+        spread = [s for s, count in zip(scores, counts, strict=True) if s is not None for _ in range(count)]
+        if any(map(poisoned, spread)):
+            scores = [None if s is None else math.nan for s in scores]
+        else:
+            deviation = std(spread, whiten_ddof)
+            by = divisor(deviation, whiten_eps, whiten_eps_to) if deviation else math.inf
+            scores = [s if s is None or poisoned(s) else float(s - (mean(spread) or 0)) / by for s in scores]
+    return [0.0 if s is None else float(s) for s in scores]
 
 
-def _value(x: float) -> Value:
-    return None if math.isnan(x) else Fraction(x)
+def poisoned(value: Value) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
-def _weighted_sum(values: Sequence[Value], weights: Sequence[float]) -> Value:
-    terms = [Fraction(w) * v for w, v in zip(weights, values, strict=True) if v is not None]
-    return sum(terms, Fraction(0)) if terms else None
+def mean(values: Sequence[Fraction]) -> Fraction | None:
+    return sum(values, Fraction(0)) / len(values) if values else None
 
 
-def _scored(values: Sequence[Value], rows: Sequence[int]) -> list[int]:
-    return [i for i in rows if values[i] is not None]
-
-
-def _mean(values: Sequence[Value], rows: Sequence[int]) -> Value:
-    scored = _scored(values, rows)
-    return sum((values[i] for i in scored), Fraction(0)) / len(scored) if scored else None
-
-
-def _std(values: Sequence[Value], rows: Sequence[int], ddof: int) -> float:
-    scored = _scored(values, rows)
-    if not scored or len(scored) - ddof <= 0:
+def std(values: Sequence[Fraction], ddof: int) -> float:
+    if len(values) <= ddof:
         return 0.0
-    mean = _mean(values, rows)
-    return math.sqrt(sum((values[i] - mean) ** 2 for i in scored) / (len(scored) - ddof))
+    centre = mean(values)
+    return math.sqrt(sum((v - centre) ** 2 for v in values) / (len(values) - ddof))
 
 
-def _sigma(values: Sequence[Value], group: Sequence[int], batch: Sequence[int], scale: str, ddof: int) -> float | None:
-    return None if scale == "none" else _std(values, group if scale == "group" else batch, ddof)
+divisors: dict[str, Callable[[float, float], float]] = {
+    "std": lambda deviation, eps: deviation + eps,
+    "variance": lambda deviation, eps: math.sqrt(deviation**2 + eps),
+    "floor": max,
+}
 
 
-def _divide(centred: Fraction, sigma: float | None, eps: float) -> float:
-    """centred / (sigma + eps); no division where there is no sigma, 0 where the divisor is 0."""
-    if sigma is None:
-        return float(centred)
-    return float(centred) / (sigma + eps) if sigma + eps else 0.0
+def divisor(deviation: float, eps: float, eps_to: str) -> float:
+    return divisors[eps_to](deviation, eps)
