@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,6 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives.llm import MCAdvantage
 
+from morlfast.advantage_presets import rules_of
 from morlfast.advantages import group_advantages
 from morlfast.integrations import check_version
 
@@ -64,7 +66,7 @@ class MultiObjectiveAdvantage(MCAdvantage):  # type: ignore[misc]  # torchrl is 
         check_version("torchrl", CHECKED_VERSIONS, any_version)
         super().__init__(*args, **kwargs)
         self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
-        self.options = {"preset": preset, "method": method, **rules}
+        self.rules = replace(rules_of(preset, method), **rules)
         objectives = 1 if self.weights is None else len(self.weights)
         # What is wrong with the rules shall not wait for the first full group.
         self._group_advantages(torch.zeros(2, objectives))
@@ -113,7 +115,7 @@ class MultiObjectiveAdvantage(MCAdvantage):  # type: ignore[misc]  # torchrl is 
         """(..., 1) of all rewards (..., M) in one group."""
         flat = rewards.reshape(-1, rewards.shape[-1] if rewards.dim() > 1 else 1)
         weights = None if self.weights is None else self.weights.to(flat.device)
-        return group_advantages(flat, len(flat), weights=weights, **self.options).reshape(_one_objective(rewards))
+        return group_advantages(flat, len(flat), weights=weights, **asdict(self.rules)).reshape(_one_objective(rewards))
 
 
 def _one_objective(rewards: Tensor) -> list[int]:
