@@ -5,7 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 import random
+import re
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +44,8 @@ from morlfast.estimators import (
     spo,
 )
 from references import estimators as reference
+from test_distributed import Ranks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 F32, F64 = torch.float32, torch.float64
 NAN = math.nan
@@ -675,6 +681,66 @@ def test_tokens_are_filled_in_every_estimator_of_rollouts(mask_dtype):
         assert torch.equal(call(lengths=lengths, num_tokens=5), torch.where(first, rows[:, None], 0.0)), name
 
 
+def test_nothing_waits_for_a_device(monkeypatch):
+    """No operation whose result a host would have to read first; checks of values are for the CPU only."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    waits = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal"}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.overloadpacket.__name__
+            by_mask = name == "index" and any(i is not None and i.dtype is torch.bool for i in args[1])
+            assert name not in waits, name
+            assert not by_mask, "a mask as an index"
+            return function(*args, **(kwargs or {}))
+
+    r, ids = scores(12, seed=1), torch.arange(12) % 3
+    tracker, values = RiskQuantiles(), SinglestreamTracker(12)
+    tracker.update(r)
+    with Watch():
+        for name in ALL:
+            for groups in ({"group_size": 4}, {"group_ids": ids}, {"offsets": torch.arange(0, 13, 4)}):
+                ALL[name](r, **groups)
+        riskpo(r, group_size=4, bundle_size=2, tracker=tracker, credit="std")
+        tracker.update(paper_scores(r, group_size=4, bundle_size=2))
+        values.update(torch.arange(12), r, SinglestreamTracker.divergence(r[:, None], r[:, None], r[:, None]))
+        values.sample(4)
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            float(r[0])
+
+
+def _on_rank(r: torch.Tensor, ids: list[str], tokens: torch.Tensor) -> list[torch.Tensor]:
+    groups = {"group_ids": ids, "process_group": torch.distributed.group.WORLD}
+    return [
+        grpo(r, **groups),
+        gpg(r, **groups),
+        hrpo(r, tokens, **groups),
+        aspo(r, tokens[:, 0], 1 + tokens[:, 1].abs(), r > 0.4, **groups),
+        spo(r, tokens[:, 0], process_group=torch.distributed.group.WORLD),
+    ]
+
+
+def test_groups_that_span_ranks_give_the_gathered_result(tmp_path):
+    r, tokens = scores(9, seed=1), scores(9, 4, seed=2) - 0.5
+    r[4] = NAN
+    ids = list("abcabcabc")
+    ranks = Ranks(2, tmp_path)
+    try:
+        parts = [slice(0, 5), slice(5, 9)]
+        answers = ranks.run(_on_rank, [(r[own], ids[own], tokens[own]) for own in parts])
+    finally:
+        ranks.stop()
+    alone = [
+        grpo(r, group_ids=ids),
+        gpg(r, group_ids=ids),
+        hrpo(r, tokens, group_ids=ids),
+        aspo(r, tokens[:, 0], 1 + tokens[:, 1].abs(), r > 0.4, group_ids=ids),
+        spo(r, tokens[:, 0]),
+    ]
+    for expected, *of_ranks in zip(alone, *answers, strict=True):
+        assert torch.equal(torch.cat(of_ranks).nan_to_num(9.0), expected.nan_to_num(9.0))
+
+
 def test_inputs_stay_as_they_are():
     batch = Batch(1)
     before = batch.rewards.clone()
@@ -779,6 +845,21 @@ def test_divergence_is_a_masked_mean():
     stored, now = torch.tensor([[-1.0, -2.0], [-1.0, -1.0]]), torch.tensor([[-1.5, 9.0], [-1.0, -1.0]])
     got = SinglestreamTracker.divergence(stored, now, torch.tensor([[1, 0], [0, 0]]))
     assert got.tolist() == [0.5, 0.0]
+
+
+# --- the page ---
+
+
+def test_the_python_of_the_page_runs():
+    page = (Path(__file__).parents[1] / "docs" / "advantages.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    with redirect_stdout(StringIO()):
+        for block in blocks:
+            exec(compile(block, "advantages.md", "exec"), names)
+    assert names["per_token"].shape == (4, 3)
+    missing = [name for name in estimators.__all__ if name.islower() and f"`{name}" not in page and name not in names]
+    assert not missing
 
 
 # --- bad input ---

@@ -372,7 +372,7 @@ def optimal_token_baseline(
     w = torch.where(reached, w, 0.0)
     weight = groups.sum(w)
     divisor = weight + eps
-    a = torch.where(divisor > 0, (c * weight - groups.sum(c * w) + eps * g) / divisor, g)
+    a = torch.where(divisor != 0, (c * weight - groups.sum(c * w) + eps * g) / divisor, g)
 
     # The zero tail compares token counts; in the position form verl compares them with positions too.
     has_tokens = scored if align == "position" else counts > 0
