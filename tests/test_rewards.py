@@ -645,6 +645,13 @@ def test_no_rollouts_give_no_rewards(name):
     assert result.shape[0] == 0
 
 
+@pytest.mark.parametrize("name", ["weighted", "uwo", "win rates", "repair", "target ratio", "constrained"])
+def test_compiles_without_a_break_for_any_number_of_rollouts(name):
+    rewards = normal(4, 3, seed=6, missing=0.1)
+    compiled = torch.compile(FUNCTIONS[name], fullgraph=True, backend="eager", dynamic=True)
+    close(compiled(rewards), FUNCTIONS[name](rewards))
+
+
 def test_equal_members_have_no_variance_and_infinite_ones_no_uncertainty():
     for dtype in (F32, F64):
         rewards = torch.full((3, 7), 0.1, dtype=dtype)

@@ -27,8 +27,8 @@ def weighted_rewards(rewards: Any, weights: Any = None, *, nan: Nan = "skip") ->
     .. math:: s_i = \sum_{k \text{ scored}} w_{ik} r_{ik}
 
     Unlike :func:`morlfast.weighted_sum`, which has one value for each pair of a point and a weight, a rollout has its
-    own weights, and a missing reward takes no part. Then ``group_advantages(s, group_size)`` is what
-    ``group_advantages(rewards, group_size, weights=weights)`` makes of the same rewards.
+    own weights, and a missing reward takes no part. Of methods that sum before they normalize,
+    ``group_advantages(s, group_size)`` is ``group_advantages(rewards, group_size, weights=weights)``.
 
     Args:
         rewards: (..., M), M >= 1; float32 or float64. bfloat16, float16, integers and bools become float32.
@@ -166,8 +166,8 @@ def ensemble_rewards(
     Source: Coste, Anwar, Kirk and Krueger (2023), arXiv 2310.02743 (authors' code).
 
     >>> rewards = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
-    >>> [ensemble_rewards(rewards, method).tolist() for method in ("mean", "wco", "uwo")]
-    [[2.0, 2.0], [1.0, 2.0], [1.7999999523162842, 2.0]]
+    >>> ensemble_rewards(rewards, "mean"), ensemble_rewards(rewards, "wco"), ensemble_rewards(rewards, "uwo")
+    (tensor([2., 2.]), tensor([1., 2.]), tensor([1.8000, 2.0000]))
     """
     if method not in get_args(Ensemble):
         raise ValueError(f'method: expected "mean", "wco" or "uwo", got {method!r}')
@@ -647,8 +647,7 @@ def as_rewards(values: Any, name: str, dims: int, *, least: int = 1) -> Tensor:
     if tensor.dtype is not torch.float64:
         tensor = tensor.to(torch.float32)
     if tensor.dim() < dims:
-        expected = "(..., K)" if dims == 1 else "(..., K, K)"
-        raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
+        raise ValueError(f"{name}: expected {dims} or more dimensions, got shape {tuple(tensor.shape)}")
     if dims > 0 and tensor.shape[-1] < least:
         raise ValueError(f"{name}: expected at least {least} in the last dimension, got shape {tuple(tensor.shape)}")
     return tensor
@@ -686,9 +685,9 @@ def _unless_empty(total: Tensor, counted: Tensor, nan: Nan) -> Tensor:
 def _per_objective(values: Any, rewards: Tensor, name: str, of: str) -> Tensor:
     """A number, (M,) or one row for each rollout, in float64."""
     tensor = _like(values, rewards, name, of).double()
-    shape = tuple(rewards.shape)
-    if tensor.dim() > 0 and tuple(tensor.shape) not in (shape[-1:], shape):
-        raise ValueError(f"{name}: expected shape {shape[-1:]} or {shape}, that of {of}, got {tuple(tensor.shape)}")
+    if tensor.dim() > 0 and tensor.shape != rewards.shape[-1:] and tensor.shape != rewards.shape:
+        one, all_rows = tuple(rewards.shape[-1:]), tuple(rewards.shape)
+        raise ValueError(f"{name}: expected shape {one} or {all_rows}, that of {of}, got {tuple(tensor.shape)}")
     return tensor
 
 
