@@ -4,11 +4,12 @@ Floor: rewards and weights read once, advantages written once; with a mask (N, T
 advantages written, beside which the rewards are nothing. Without a mask all of it is microseconds, so launches
 count:
 
-- rules of the group alone: 1, with a mask too where groups are contiguous, of one size and fit a tile (every
+- rules of the group alone: 1, with a mask too where groups are contiguous, of one size and not huge (every
   program computes its group's statistics anew and writes some columns of some rows); otherwise a mask is 1 more;
 - baseline or scale "batch": 1 more (statistics of chunks of the batch);
 - whitening: 1 more (programs leave the statistics of what they wrote, the last launch merges them);
 - token counts that no lengths give: 1 more (a pass over the mask);
+- sums of more than GROUP_TILE objectives, such as rewards of tokens: 1 more;
 - group_ids: one stable sort of N keys, a cumulative sum and a search.
 
 Statistics are float64: a few operations a reward, which even GPUs with one float64 unit in 64 hide behind the
@@ -29,15 +30,19 @@ from torch import Tensor
 
 from morlfast._triton import group_bounds, require, require_groups
 
-# Elements of one tile of groups x members x objectives: 4 float64 a thread of 4 warps.
+# Elements of one tile of groups x members x objectives: of rewards whose statistics are one number an objective, and
+# of groups, whose statistics are many; the most objectives.
 TILE = 512
+GROUP_TILE = 128
 # Members loaded at a time where group sizes are unknown (group_ids, offsets).
 UNKNOWN_GROUP = 128
 # Chunks of the batch, and programs that leave statistics: one program merges them in one tile.
 CHUNKS = 128
 RECORDS = 512
 # Tokens: a tile of rows x columns, and the columns of one program.
-ROWS, COLUMNS, SPAN = 16, 256, 2048
+ROWS, COLUMNS, SPAN = 16, 128, 2048
+# Rewards of a group whose statistics every program of the group may compute anew.
+RECOMPUTED = 2048
 
 # Codes of the operator's rules, in the order of AdvantageRules.
 NORMALIZE_THEN_SUM = tl.constexpr(1)
@@ -46,11 +51,17 @@ NO_SCALE, GROUP_STD, BATCH_STD, OTHERS_STD = (tl.constexpr(code) for code in ran
 TO_VARIANCE, AS_FLOOR = tl.constexpr(1), tl.constexpr(2)
 SINGLETON_ZERO, SINGLETON_REWARD = tl.constexpr(0), tl.constexpr(1)
 CONSTANT_ZERO, CONSTANT_UNSCALED = tl.constexpr(0), tl.constexpr(1)
-NAN_POISONS, NAN_ZERO, NAN_SKIP_REWARD, NAN_RAISE = (tl.constexpr(code) for code in range(1, 5))
+NAN_SKIP, NAN_POISONS, NAN_ZERO, NAN_SKIP_REWARD, NAN_RAISE = (tl.constexpr(code) for code in range(5))
 WHITEN_TOKENS = tl.constexpr(2)
 
 # Named a limit, ptxas no longer spills a few registers to run more programs at once.
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False, "maxnreg": 168}
+
+
+def group_options(elements: int, tokens: bool) -> dict[str, Any]:
+    """A thread each element of a tile; with tokens many programs at once, to keep the memory busy."""
+    warps = max(4, elements // 32)
+    return OPTIONS | {"num_warps": warps, "maxnreg": 128 if tokens or warps > 8 else 168}
 
 
 @triton.jit
@@ -286,6 +297,48 @@ def count_kernel(
     tl.store(counts_ptr + row, tl.sum(counts.to(tl.int64), axis=1), mask=row < rows)
 
 
+@triton.jit(do_not_specialize=["rows", "objectives", "reward_row", "reward_col", "weight_row", "weight_col"])
+def sum_kernel(
+    rewards_ptr,  # [N, M]
+    weights_ptr,  # [N, M] or None
+    scores_ptr,  # [N] float64: NaN without a score, inf for one that is not finite
+    rows,
+    objectives,
+    reward_row,
+    reward_col,
+    weight_row,
+    weight_col,
+    NAN: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+):
+    """Scores of more objectives than a tile has."""
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)[None, :]
+    inside = row < rows
+    total = tl.zeros([1, R, 1], tl.float64)
+    any_scored = inside[:, :, None] & (NAN == NAN_SKIP_REWARD)
+    for at in range(0, objectives, W):
+        first = tl.zeros([], tl.int64) + at
+        score, scored, _ = _load(
+            rewards_ptr + first * reward_col,
+            weights_ptr if weights_ptr is None else weights_ptr + first * weight_col,
+            row,
+            inside,
+            objectives - at,
+            reward_row,
+            reward_col,
+            weight_row,
+            weight_col,
+            True,
+            NAN,
+            W,
+        )
+        total += score
+        any_scored |= scored
+    total = tl.where(total - total == 0, total, float("inf"))
+    tl.store(scores_ptr + row[:, :, None], tl.where(any_scored, total, float("nan")), mask=inside[:, :, None])
+
+
 @triton.jit(
     do_not_specialize=[
         "rows",
@@ -426,14 +479,17 @@ def group_kernel(
         count = tl.zeros([P, WIDTH], tl.float64)
         mean = tl.zeros([P, WIDTH], tl.float64)
         m2 = tl.zeros([P, WIDTH], tl.float64)
-        token_count = tl.zeros([P, WIDTH], tl.float64)
-        token_sum = tl.zeros([P, WIDTH], tl.float64)
-        top = tl.full([P, WIDTH], float("-inf"), tl.float64)
-        top_at = tl.full([P, WIDTH], -1, tl.int64)
-        second = tl.full([P, WIDTH], float("-inf"), tl.float64)
-        bottom = tl.full([P, WIDTH], float("-inf"), tl.float64)
-        bottom_at = tl.full([P, WIDTH], -1, tl.int64)
-        after_bottom = tl.full([P, WIDTH], float("-inf"), tl.float64)
+        if BASELINE == TOKEN_MEAN:
+            token_count = tl.zeros([P, WIDTH], tl.float64)
+            token_sum = tl.zeros([P, WIDTH], tl.float64)
+        if BASELINE == RUNNER_UP or OTHERS:
+            top = tl.full([P, WIDTH], float("-inf"), tl.float64)
+            top_at = tl.full([P, WIDTH], -1, tl.int64)
+            second = top
+        if OTHERS:
+            bottom = top
+            bottom_at = top_at
+            after_bottom = top
         if OF_GROUP:
             for at in range(0, longest, L):
                 position = start[:, None] + at + tl.arange(0, L)[None, :]
@@ -679,6 +735,16 @@ def _chunk_statistics(
     return records
 
 
+def _sums(rewards: Tensor, weights: Tensor | None, strides: tuple[int, ...], nan: int) -> Tensor:
+    rows, objectives = rewards.shape
+    scores = torch.empty((rows, 1), dtype=torch.float64, device=rewards.device)
+    tile = {"R": 4, "W": TILE // 4}
+    sum_kernel[(triton.cdiv(rows, 4),)](
+        rewards, weights, scores, rows, objectives, *strides, NAN=nan, **tile, **OPTIONS
+    )
+    return scores
+
+
 def _token_counts(mask: Tensor) -> Tensor:
     rows, columns = mask.shape
     counts = torch.empty(rows, dtype=torch.int64, device=mask.device)
@@ -754,8 +820,9 @@ def group_advantages_out(
         "out: expected a contiguous tensor of the rewards' dtype, one advantage for "
         f"each rollout or token, got {tuple(out.shape)}",
     )
-    if objectives > TILE:
-        raise ValueError(f"rewards: expected at most {TILE} objectives on CUDA, got {objectives}")
+    summed = aggregate != NORMALIZE_THEN_SUM.value
+    if objectives > TILE and not summed:
+        raise ValueError(f"rewards: expected at most {TILE} objectives on CUDA to normalize each, got {objectives}")
     nan = NAN_POISONS.value if nan == NAN_RAISE.value else nan
     by_tokens = whiten == WHITEN_TOKENS.value
     counting = by_tokens or baseline == TOKEN_MEAN.value
@@ -769,35 +836,38 @@ def group_advantages_out(
         out.zero_()
         return
 
-    summed = aggregate != NORMALIZE_THEN_SUM.value
-    k = _power_of_two(objectives)
-    width = 1 if summed else k
     weight_strides = (0, 0)
     if weights is not None:
         weight_strides = (0, weights.stride(0)) if weights.dim() == 1 else (weights.stride(0), weights.stride(1))
     strides = (*matrix.stride(), *weight_strides)
     columns, mask_strides = (0, (0, 0)) if mask is None else (mask.shape[1], mask.stride())
+    tile_columns = COLUMNS * 4 // max(4, out.element_size())
     eps, least_std, whiten_eps = float(eps), float(least_std), float(whiten_eps)
     with torch.cuda.device_of(rewards):
         if counting and lengths is None:
             lengths = _token_counts(mask)
+        if summed and objectives > GROUP_TILE:
+            matrix, weights, nan = _sums(matrix, weights, strides, nan), None, NAN_SKIP.value
+            objectives, strides = 1, (1, 1, 0, 0)
+        k = _power_of_two(objectives)
         batch = None
         if baseline == BATCH_MEAN.value or scale == BATCH_STD.value:
             batch = _chunk_statistics(matrix, weights, strides, summed, nan)
 
         order = bounds = None
-        slots, members = rows, min(UNKNOWN_GROUP, TILE // k)
+        elements = max(GROUP_TILE, k)
+        slots, members = rows, min(UNKNOWN_GROUP, elements // k)
         if group_ids is not None:
             order, _, bounds = group_bounds(group_ids)
         elif offsets is not None:
             bounds, slots = offsets, offsets.numel() - 1
         else:
-            slots, members = rows // group_size, min(_power_of_two(group_size), TILE // k)
-        groups, written = TILE // (members * k), members
+            slots, members = rows // group_size, min(_power_of_two(group_size), elements // k)
+        groups, written = elements // (members * k), members
         parts, part_rows = 1, rows
-        fused = mask is not None and whiten == 0 and bounds is None and group_size <= members
+        fused = mask is not None and whiten == 0 and bounds is None and group_size * k <= RECOMPUTED
         if fused:
-            tile_rows = min(ROWS, TILE // k)
+            tile_rows = min(ROWS, elements // k)
             written = min(members, tile_rows)
             groups = tile_rows // written
             parts, part_rows = triton.cdiv(group_size, written), written
@@ -850,10 +920,10 @@ def group_advantages_out(
             L=members,
             LW=written,
             K=k,
-            C=_chunk_limit(width),
-            W=COLUMNS if fused else 0,
+            C=_chunk_limit(1 if summed else k),
+            W=tile_columns if fused else 0,
             SPAN=SPAN,
-            **OPTIONS,
+            **group_options(elements, fused),
         )
         if target is out:
             return
@@ -872,7 +942,7 @@ def group_advantages_out(
             EPS_TO=whiten_eps_to,
             R=tile_rows,
             C=RECORDS,
-            W=0 if mask is None else COLUMNS,
+            W=0 if mask is None else tile_columns,
             SPAN=SPAN,
             **OPTIONS,
         )
