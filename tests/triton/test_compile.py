@@ -37,6 +37,7 @@ class Case:
     registers: int
     options: dict[str, Any]
     strides_of_one: tuple[str, ...] = ()
+    aligned: tuple[str, ...] = ()  # numbers that are multiples of 16
 
 
 def _advantages(
@@ -44,16 +45,16 @@ def _advantages(
     kernel: Any,
     registers: int,
     reward: str,
-    weighted: bool,
-    ids: bool,
-    batch: bool,
+    *pointers: str,
+    options: dict[str, Any] = advantages.OPTIONS,
     **constants: Any,
 ) -> Case:
-    pointers = {"rewards_ptr": reward, "out_ptr": reward, "scores_ptr": "fp64"}
-    pointers |= {"weights_ptr": "fp32"} if weighted else {}
-    pointers |= {"order_ptr": "i64", "bounds_ptr": "i64"} if ids else {}
-    pointers |= {"records_ptr": "fp64"} if batch else {}
-    return Case(name, kernel, pointers, constants, registers, advantages.OPTIONS)
+    elements = {"lengths_ptr": "i64", "order_ptr": "i64", "bounds_ptr": "i64", "counts_ptr": "i64", "mask_ptr": "i1"}
+    elements |= dict.fromkeys(["batch_ptr", "records_ptr", "scores_ptr"], "fp64") | {"weights_ptr": "fp32"}
+    whitened_next = kernel is advantages.group_kernel and "records_ptr" in pointers
+    elements |= {"rewards_ptr": reward, "out_ptr": "fp64" if whitened_next else reward}
+    own = {name: elements[name] for name in pointers}
+    return Case(name, kernel, own, constants, registers, options, ("mask_col",), ("columns", "mask_row"))
 
 
 def _tokens(name: str, kernel: Any, registers: int, score: str, mask: str, ids: bool, **constants: Any) -> Case:
@@ -97,81 +98,97 @@ def _best(name: str, kernel: Any, registers: int, element: str, rows: bool, **co
     return Case(name, kernel, {p: elements.get(p, element) for p in names}, constants, registers, indicators.OPTIONS)
 
 
-def _tile(k: int, group: int) -> dict[str, int]:
-    members = min(group, advantages.TILE // k)
-    return {"P": advantages.TILE // (members * k), "L": members, "K": k}
-
-
-GROUPED = [
-    _advantages(
-        f"baseline-{reward}-{k}x{group}-scale{scale}{'-ids' if ids else ''}",
-        advantages.baseline_kernel,
-        168,
+def _group(
+    name: str,
+    reward: str,
+    k: int,
+    group: int,
+    *pointers: str,
+    tokens: bool = False,
+    **rules: Any,
+) -> Case:
+    """Compiled as group_advantages_out launches it."""
+    elements = max(advantages.GROUP_TILE, k)
+    members = min(group, elements // k)
+    groups, written = elements // (members * k), members
+    if tokens:
+        rows = min(advantages.ROWS, elements // k)
+        written = min(members, rows)
+        groups = rows // written
+    columns = advantages.COLUMNS * 4 // max(4, int(reward[2:]) // 8)
+    rules = {"SUMMED": True, "BASELINE": 1, "SCALE": 1, "EPS_TO": 0, "SINGLETON": 0, "ZERO_VARIANCE": 0} | rules
+    options = advantages.group_options(elements, tokens)
+    return _advantages(
+        f"group-{name}-{reward}-{k}x{group}",
+        advantages.group_kernel,
+        options["maxnreg"],
         reward,
-        weighted=k > 1,
-        ids=ids,
-        batch=scale == 2,
-        LEAVE_ONE_OUT=scale == 0,
-        SCALE=scale,
-        C=advantages.CHUNKS,
-        **_tile(k, advantages.UNKNOWN_GROUP if ids else group),
-    )
-    for reward, k, group, scale, ids in [
-        ("fp32", 1, 8, 1, False),
-        ("bf16", 1, 16, 0, False),
-        ("fp16", 4, 8, 2, False),
-        ("fp64", 4, 64, 2, True),
-        ("fp32", 512, 8, 1, False),
-        ("fp32", 8, 8, 1, True),
-    ]
-]
-DECOUPLED = [
-    _advantages(
-        f"decoupled-{reward}-{k}x{group}-scale{scale}{'-ids' if ids else ''}",
-        advantages.decoupled_kernel,
-        168,
-        reward,
-        weighted=True,
-        ids=ids,
-        batch=scale == 2,
-        SCALE=scale,
-        C=min(advantages.CHUNKS, advantages.TILE // k),
-        **_tile(k, advantages.UNKNOWN_GROUP if ids else group),
-    )
-    for reward, k, group, scale, ids in [
-        ("fp32", 2, 8, 1, False),
-        ("bf16", 4, 16, 2, False),
-        ("fp64", 8, 8, 2, True),
-        ("fp32", 64, 8, 2, False),
-        ("fp32", 512, 8, 2, True),
-    ]
-]
-CHUNKED = [
-    _advantages(
-        f"chunk-{'summed' if summed else 'each'}-{k}",
-        advantages.chunk_statistics_kernel,
-        168,
-        "fp32",
-        weighted=True,
-        ids=False,
-        batch=True,
-        SUMMED=summed,
-        L=advantages.TILE // k,
+        *("rewards_ptr", "out_ptr", *pointers, *(["mask_ptr"] if tokens else [])),
+        options=options,
+        **{"NAN": 0, "BY_TOKEN": False, "OF_GROUP": True, **rules},
+        P=groups,
+        L=members,
+        LW=written,
         K=k,
+        C=min(advantages.CHUNKS, advantages.TILE // (1 if rules["SUMMED"] else k)),
+        W=columns if tokens else 0,
+        SPAN=advantages.SPAN,
     )
-    for summed, k in [(True, 1), (True, 4), (False, 4), (False, 512)]
+
+
+_IDS = ("order_ptr", "bounds_ptr")
+_NEMO: dict[str, Any] = {"BASELINE": 2, "SCALE": 3, "EPS_TO": 1}
+_WORST = _NEMO | {"SUMMED": False, "BASELINE": 4, "BY_TOKEN": True, "NAN": 3, "SINGLETON": 1, "ZERO_VARIANCE": 1}
+GROUPED = [
+    _group("grpo", "fp32", 1, 8),
+    _group("grpo-ids", "fp32", 8, 128, "weights_ptr", *_IDS),
+    _group("rloo", "bf16", 1, 16, BASELINE=2, SCALE=0),
+    _group("batch", "fp16", 4, 8, "weights_ptr", "batch_ptr", BASELINE=3, SCALE=2),
+    _group("gdpo", "fp32", 8, 16, "weights_ptr", "records_ptr", SUMMED=False),
+    _group("gdpo-batch-ids", "fp64", 64, 128, "weights_ptr", "records_ptr", "batch_ptr", *_IDS, SUMMED=False, SCALE=2),
+    _group("nemo", "fp32", 1, 16, **_NEMO),
+    _group("opo", "fp32", 1, 8, "lengths_ptr", BASELINE=4, SCALE=0, SINGLETON=1, NAN=1),
+    _group("runner-up", "fp32", 1, 8, BASELINE=5, SCALE=1, SINGLETON=2, ZERO_VARIANCE=2, NAN=2),
+    _group("worst", "fp64", 8, 128, "weights_ptr", "records_ptr", "lengths_ptr", *_IDS, **_WORST),
+    _group("worst", "fp32", 512, 8, "weights_ptr", "records_ptr", "lengths_ptr", *_IDS, **_WORST),
+    _group("tokens", "fp32", 1, 16, tokens=True),
+    _group("tokens-nemo", "fp64", 1, 16, tokens=True, **_NEMO),
+    _group("tokens-gdpo", "bf16", 8, 64, "weights_ptr", tokens=True, SUMMED=False),
+    _group("tokens-spread", "bf16", 1, 1, tokens=True, BASELINE=0, SCALE=0, OF_GROUP=False),
 ]
-STANDARDIZED = _advantages(
-    "standardize",
-    advantages.standardize_kernel,
-    128,
-    "fp32",
-    weighted=False,
-    ids=False,
-    batch=True,
-    L=advantages.TILE,
-    C=advantages.CHUNKS,
-)
+BATCHED = [
+    *[
+        _advantages(
+            f"chunk-{'summed' if summed else 'each'}-{k}",
+            advantages.chunk_statistics_kernel,
+            168,
+            "fp32",
+            *("rewards_ptr", "weights_ptr", "records_ptr"),
+            SUMMED=summed,
+            NAN=0,
+            L=advantages.TILE // k,
+            K=k,
+        )
+        for summed, k in [(True, 1), (True, 4), (False, 4), (False, 512)]
+    ],
+    *[
+        _advantages(
+            f"finish-{reward}{'-white' if white else ''}{'-tokens' if tokens else ''}",
+            advantages.finish_kernel,
+            128,
+            reward,
+            *("scores_ptr", "out_ptr", *(["mask_ptr"] if tokens else []), *(["records_ptr"] if white else [])),
+            EPS_TO=0,
+            R=advantages.ROWS if tokens else advantages.TILE,
+            C=advantages.RECORDS,
+            W=advantages.COLUMNS // (2 if reward == "fp64" else 1) if tokens else 0,
+            SPAN=advantages.SPAN,
+        )
+        for reward, white, tokens in [("fp32", True, False), ("fp32", True, True), ("fp64", False, True)]
+    ],
+    _advantages("count", advantages.count_kernel, 128, "fp32", "mask_ptr", "counts_ptr", R=4, W=512),
+    _advantages("sum", advantages.sum_kernel, 128, "fp32", "rewards_ptr", "scores_ptr", NAN=0, R=4, W=128),
+]
 SELECTED = [
     _tokens(
         f"{kernel.fn.__name__}-{score}-{mask}-{stacked}x{width}{'-ids' if ids else ''}",
@@ -319,7 +336,7 @@ BEST = [
     _best("join_kernel", indicators.join_kernel, 64, "fp32", True, NEGATED=True, SIZE=indicators.JOINED),
 ]
 PARETO = [*SMALL, *BLOCKS, *WINDOWS, *DOMINANCE, *ORDERED, *BEST]
-CASES = [*GROUPED, *DECOUPLED, *CHUNKED, STANDARDIZED, *SELECTED, *ROWS, *PARETO]
+CASES = [*GROUPED, *BATCHED, *SELECTED, *ROWS, *PARETO]
 
 
 def compile_kernel(case: Case, architecture: int) -> Any:
@@ -339,6 +356,8 @@ def compile_kernel(case: Case, architecture: int) -> Any:
             signature[name], constants[name] = "constexpr", 1
         else:
             signature[name] = parameter.annotation_type or "i32"
+            if name in case.aligned:
+                aligned[(position,)] = [["tt.divisibility", 16]]
     return triton.compile(
         ASTSource(case.kernel, signature, constants, aligned),
         target=GPUTarget("cuda", architecture, 32),
@@ -368,6 +387,13 @@ def test_kernel_fits(case: Case, architecture: int, tmp_path: Path) -> None:
     assert compiled.metadata.shared <= SHARED_LIMIT, compiled.metadata.shared
     # Fused, w * r - pivot of equal rewards would not be zero.
     assert "fma.rn.f" not in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("case", [c for c in GROUPED + BATCHED if "tokens" in c.name], ids=lambda case: case.name)
+def test_tokens_move_sixteen_bytes_at_a_time(case: Case) -> None:
+    ptx = compile_kernel(case, 90).asm["ptx"]
+    assert re.search(r"ld\.global\.v4\.b32", ptx)  # the mask, of bytes
+    assert re.search(r"st\.global\.(v4\.b32|v2\.b64)", ptx)
 
 
 def test_every_kernel_has_a_case() -> None:
