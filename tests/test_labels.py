@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
 import enum
-import subprocess
-import sys
 import uuid
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from morlfast import _labels
 from morlfast._labels import group_labels, label_digests
 
 UUIDS = [uuid.UUID(int=i) for i in (0, 7, 2**127)]
@@ -79,26 +79,27 @@ def test_other_hashable_labels():
         label_digests(labels, 5)
 
 
+def test_the_example_of_the_docstring_holds():
+    results = doctest.testmod(_labels)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
 def test_no_rows():
     assert group_labels([], 0).shape == (0,)
     assert label_digests(np.array([], object), 0).shape == (0, 2)
 
 
-def test_digests_do_not_depend_on_the_process():
-    code = (
-        "import sys, uuid; from morlfast._labels import label_digests\n"
-        "labels = ['prompt', b'prompt', 17, uuid.UUID(int=5), ('prompt', 3)]\n"
-        "print(label_digests(labels, 5).tolist())"
-    )
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}, check=True,
-            capture_output=True, text=True, timeout=60,
-        ).stdout
-        for seed in ("1", "2")
-    }  # fmt: skip
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_digests_do_not_depend_on_the_process(run_python, monkeypatch, seed):
+    monkeypatch.setenv("PYTHONHASHSEED", seed)
     labels = ["prompt", b"prompt", 17, uuid.UUID(int=5), ("prompt", 3)]
-    assert printed == {f"{label_digests(labels, 5).tolist()}\n"}
+    printed = run_python(
+        "from uuid import UUID\n"
+        "from morlfast._labels import label_digests\n"
+        f"print(label_digests({labels!r}, 5).tolist())"
+    )
+    assert printed == f"{label_digests(labels, 5).tolist()}\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import math
 import sys
@@ -79,6 +80,12 @@ def test_signatures():
         assert list(inspect.signature(estimator).parameters) == ["estimator_config", "loss_config"]
     call = inspect.signature(nemo_rl.ReinforcePlusPlusAdvantageEstimator.compute_advantage)
     assert list(call.parameters)[1:4] == ["prompt_ids", "rewards", "mask"]
+
+
+def test_the_examples_of_docstrings_hold():
+    results = doctest.testmod(nemo_rl)
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 # ---- baselines and deviations ----

@@ -229,6 +229,12 @@ def test_a_smaller_last_group():
                 assert batch.advantages[row, 0].item() == pytest.approx(rewards[i] - mean, abs=1e-6)
 
 
+def test_a_group_of_one_is_refused_where_the_group_matters():
+    with pytest.raises(ValueError, match="one scored rollout|singleton|group of one"):
+        openrlhf.compute_advantages_and_returns(Maker(), experiences(sizes=(6, 3)))
+    openrlhf.compute_advantages_and_returns(Maker(estimator="flash_reinforce"), experiences(sizes=(6, 3)))
+
+
 def test_objectives_and_rules():
     class TwoRewards(MixinMaker):
         objectives = {"accuracy": 1.0, "format": 0.5}  # noqa: RUF012

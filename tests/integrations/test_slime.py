@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import itertools
 import math
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import morlfast
 import pytest
 import torch
+from morlfast.integrations import slime
 from morlfast.integrations.slime import custom_advantage_function, custom_reward_post_process
 
 NAN = math.nan
@@ -68,6 +70,12 @@ def test_slime_calls_its_hook_without_any_argument():
     raw, rewards = custom_reward_post_process(SimpleNamespace(), samples([0, 0], [0.5, 1.5]))
     assert raw == [0.5, 1.5]
     assert rewards == pytest.approx([-math.sqrt(0.5), math.sqrt(0.5)], rel=2e-6)
+
+
+def test_the_examples_of_docstrings_hold():
+    results = doctest.testmod(slime)
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 # ---- rewards ----

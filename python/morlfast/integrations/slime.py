@@ -43,6 +43,13 @@ def custom_reward_post_process(args: Any, samples: Sequence[Any]) -> tuple[list[
     NaN. Token counts, for the rules that need them, are those of the loss masks.
 
     Raises ValueError if only some samples have a `group_index`, or samples of one rollout have different rewards.
+
+    >>> from types import SimpleNamespace
+    >>> args = SimpleNamespace(advantage_estimator="grpo", grpo_std_normalization=False)
+    >>> rows = [(0, 7, 1.0), (0, 8, 0.0), (1, 9, 5.0), (0, 7, 1.0)]  # rollout 7 made two samples
+    >>> samples = [SimpleNamespace(group_index=g, rollout_id=i, reward=r) for g, i, r in rows]
+    >>> custom_reward_post_process(args, samples)
+    ([1.0, 0.0, 5.0, 1.0], [0.5, -0.5, 0.0, 0.5])
     """
     weights = getattr(args, "morlfast_rewards", None)
     if weights:
@@ -87,6 +94,12 @@ def custom_advantage_function(args: Any, rollout_data: dict[str, Any]) -> None:
     Raises ValueError for other estimators, for a response without any token in its loss mask under
     ``reinforce_plus_plus``, and for ``ppo`` and ``reinforce_plus_plus`` where context parallelism has cut responses
     into parts.
+
+    >>> from types import SimpleNamespace
+    >>> rollout_data = {"kl": [torch.zeros(2), torch.zeros(1)], "rewards": [0.5, -0.5]}
+    >>> custom_advantage_function(SimpleNamespace(advantage_estimator="grpo"), rollout_data)
+    >>> rollout_data["advantages"]
+    [tensor([0.5000, 0.5000]), tensor([-0.5000])]
     """
     estimator = args.advantage_estimator
     kl: list[Tensor] = rollout_data["kl"]
