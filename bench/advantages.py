@@ -1,20 +1,30 @@
-"""Group advantages against the trainers' own formulas, written out here as torch and Python expressions."""
+"""Group advantages against the trainers' own functions where they are installed, else against their formulas.
+
+verl's need its environment in front: `PYTHONPATH=.venv/trainers/verl python -m bench --op advantages --threads 2`, and
+`--cap 60` for those that take that long.
+"""
 
 from __future__ import annotations
 
+import random
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import morlfast
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.driver import Case, Inputs, Operation, Peer, Shape, close
+from bench.driver import Case, Inputs, Operation, Peer, Shape, Unit, close
 
 # The trainers compute in float32 and divide rounding noise by deviations as small as a group's.
 SAME_ADVANTAGES = close(rtol=1e-4, atol=1e-4)
-TRL, VERL = "1.16 formula", "0.9 formula, Python loop"
+TRL, VERL, NEMO = "1.16 formula", "0.9 formula, Python loop", "7ea279ab formula"
+TRL_TARGETS = {(256, 1): 1.0, (256, 8): 1.0, (2048, 8): 3.0}
 NAN_SHARE = {"scored": 0.0, "1 % NaN": 0.01}
+MASKS = {"int64 mask": torch.int64, "bool mask": torch.bool, "float32 mask": torch.float32}
 
 
 def rewards_of(n: int, m: int, kind: str, generator: torch.Generator) -> Tensor:
@@ -89,7 +99,7 @@ def _versus_trl(formula: Callable[..., Tensor], method: str) -> Callable[[Shape,
             setup=setup,
             ours=ours,
             dtype="float32",
-            peers=(Peer("TRL", SAME_ADVANTAGES, theirs, version=TRL),),
+            peers=(Peer("TRL", SAME_ADVANTAGES, theirs, version=TRL, target=TRL_TARGETS.get((n, m))),),
             moved_bytes=4 * n * (m + 1),
             work=float(n * m),
             series=f"m={m}",
@@ -128,6 +138,157 @@ def grpo_ids(shape: Shape, kind: str) -> Case:
     )
 
 
+def uids(n: int, group_size: int, generator: torch.Generator) -> NDArray[np.object_]:
+    """One string for each rollout, as verl's driver has them, in any order."""
+    seed = int(torch.randint(1 << 62, (), generator=generator))
+    drawn = random.Random(seed)
+    groups = [str(uuid.UUID(int=drawn.getrandbits(128), version=4)) for _ in range(n // group_size)]
+    labels = np.array([label for label in groups for _ in range(group_size)], dtype=object)
+    drawn.shuffle(labels)  # type: ignore[arg-type]
+    return labels
+
+
+def masks(n: int, num_tokens: int, kind: str, generator: torch.Generator) -> Tensor:
+    lengths = torch.randint(1, num_tokens + 1, (n, 1), generator=generator)
+    return (torch.arange(num_tokens) < lengths).to(MASKS[kind])
+
+
+def filling(n: int, num_tokens: int, target: float | None) -> Unit:
+    """What the result costs even if it were a constant."""
+    return Unit("torch.full of the result", lambda *_: torch.full((n, num_tokens), 1.0), target)
+
+
+def _verl(function: str, **options: Any) -> Callable[[], Callable[..., Tensor]]:
+    def load() -> Callable[..., Tensor]:
+        from verl.trainer.ppo import core_algos
+
+        compute = getattr(core_algos, function)
+        return lambda rewards, mask, index, *more: compute(rewards, mask, index, *more, **options)[0]
+
+    return load
+
+
+def grpo_tokens(shape: Shape, kind: str) -> Case:
+    n, num_tokens, group_size = shape
+
+    def setup(generator: torch.Generator) -> Inputs:
+        mask = masks(n, num_tokens, kind, generator)
+        rewards = torch.zeros(n, num_tokens)
+        rewards.scatter_(1, (mask != 0).sum(1, keepdim=True) - 1, torch.randn(n, 1, generator=generator))
+        return rewards, mask, uids(n, group_size, generator)
+
+    def ours(rewards: Tensor, mask: Tensor, index: NDArray[np.object_]) -> Tensor:
+        return morlfast.group_advantages(
+            token_rewards=rewards, group_ids=index, mask=mask, preset="verl", method="grpo"
+        )
+
+    of_issue = kind == "int64 mask" and n == 16384
+    loop, vectorized = (_verl(f"compute_grpo_{form}outcome_advantage") for form in ("", "vectorized_"))
+    return Case(
+        setup=setup,
+        ours=ours,
+        dtype="float32",
+        peers=(
+            Peer("verl loop", SAME_ADVANTAGES, loop, "verl", target=15.0 if of_issue else None),
+            Peer("verl vectorized", SAME_ADVANTAGES, vectorized, "verl", target=8.0 if of_issue else None),
+        ),
+        unit=filling(n, num_tokens, 1.5 if of_issue else None),
+        moved_bytes=n * num_tokens * (4 + MASKS[kind].itemsize + 4),
+        work=float(n),
+        note="uid: an object array of UUID strings in any order",
+    )
+
+
+def gdpo_tokens(shape: Shape, kind: str) -> Case:
+    n, num_tokens, m, group_size = shape
+    weights = torch.linspace(0.5, 1.5, m)
+    keys = [f"reward {k}" for k in range(m)]
+
+    def setup(generator: torch.Generator) -> Inputs:
+        rewards = rewards_of(n, m, "scored", generator)
+        return rewards, masks(n, num_tokens, kind, generator), uids(n, group_size, generator)
+
+    def ours(rewards: Tensor, mask: Tensor, index: NDArray[np.object_]) -> Tensor:
+        return morlfast.group_advantages(
+            rewards, group_ids=index, weights=weights, mask=mask, preset="verl", method="gdpo"
+        )
+
+    def prepare(rewards: Tensor, mask: Tensor, index: NDArray[np.object_]) -> Inputs:
+        batch = {"prompts": mask[:, :0], "attention_mask": mask.long()}
+        config = {"gdpo_reward_keys": keys, "gdpo_reward_weights": weights.tolist()}
+        values = dict(zip(keys, rewards.T.numpy(), strict=True))
+        return torch.zeros(n, num_tokens), mask, index, 1e-6, True, config, values, batch
+
+    of_issue = kind == "int64 mask" and n == 16384
+    return Case(
+        setup=setup,
+        ours=ours,
+        dtype="float32",
+        peers=(
+            Peer(
+                "verl",
+                SAME_ADVANTAGES,
+                _verl("compute_gdpo_outcome_advantage"),
+                "verl",
+                prepare=prepare,
+                target=150.0 if of_issue else None,
+            ),
+        ),
+        unit=filling(n, num_tokens, 1.5 if of_issue else None),
+        moved_bytes=n * (4 * m + num_tokens * (MASKS[kind].itemsize + 4)),
+        work=float(n * m),
+        note="uid: an object array of UUID strings in any order",
+    )
+
+
+def nemo_grpo(rewards: Tensor, prompts: Tensor) -> Tensor:
+    """NeMo-RL, git 7ea279ab: mean and deviation of the others with the same prompt, prompt by prompt."""
+    baseline, deviation = rewards.clone(), torch.zeros_like(rewards)
+    for prompt in torch.unique(prompts, dim=0):
+        rows = (prompts == prompt).all(dim=1).nonzero().squeeze(1)
+        n = len(rows)
+        if n == 1:
+            continue
+        own = rewards[rows]
+        others = torch.ones(n, n) - torch.eye(n)
+        mean, square = others @ own / (n - 1), others @ own.square() / (n - 1)
+        baseline[rows] = mean
+        deviation[rows] = ((square - mean.square()) * (n - 1) / (n - 2)).sqrt().nan_to_num(0.0)
+    centred = rewards - baseline
+    return torch.where(deviation > 0, centred / (deviation + 1e-6), centred)
+
+
+def grpo_prompts(shape: Shape, kind: str) -> Case:
+    n, prompt_length, group_size = shape
+
+    def setup(generator: torch.Generator) -> Inputs:
+        prompts = torch.randint(32_000, (n // group_size, prompt_length), generator=generator)
+        order = torch.randperm(n, generator=generator)
+        return torch.randn(n, generator=generator), prompts[order // group_size]
+
+    def ours(rewards: Tensor, prompts: Tensor) -> Tensor:
+        return morlfast.group_advantages(rewards, group_ids=prompts, preset="nemo", method="grpo")
+
+    return Case(
+        setup=setup,
+        ours=ours,
+        dtype="float32",
+        peers=(
+            Peer(
+                "NeMo-RL",
+                SAME_ADVANTAGES,
+                lambda: nemo_grpo,
+                version=NEMO,
+                target=100.0 if n == 16384 else None,
+            ),
+        ),
+        moved_bytes=n * (8 * prompt_length + 4 + 4),
+        work=float(n) ** 2,
+        series=f"S={prompt_length}",
+        note="rollouts of one prompt are those with equal token ids",
+    )
+
+
 SIZES = (256, 2048, 16384, 131072)
 OPERATIONS = (
     Operation(
@@ -145,4 +306,28 @@ OPERATIONS = (
         _versus_trl(trl_grpo, "grpo"),
     ),
     Operation("grpo_ids", ("N", "G"), ("scored",), tuple((n, 16) for n in SIZES), grpo_ids),
+    Operation(
+        "grpo_tokens",
+        ("N", "T", "G"),
+        tuple(MASKS),
+        ((256, 1024, 16), (2048, 1024, 16), (16384, 1024, 16)),
+        grpo_tokens,
+        devices=("cpu",),
+    ),
+    Operation(
+        "gdpo_tokens",
+        ("N", "T", "M", "G"),
+        tuple(MASKS),
+        ((256, 1024, 8, 16), (2048, 1024, 8, 16), (16384, 1024, 8, 16)),
+        gdpo_tokens,
+        devices=("cpu",),
+    ),
+    Operation(
+        "grpo_prompts",
+        ("N", "S", "G"),
+        ("scored",),
+        ((256, 512, 16), (2048, 512, 16), (16384, 512, 16)),
+        grpo_prompts,
+        devices=("cpu",),
+    ),
 )
