@@ -370,6 +370,17 @@ def test_rules_of_another_trainer_count_the_tokens_of_the_loss(mixed, monkeypatc
         assert torch.equal(advantages_of(mixed, rewards, lengths), expected)
 
 
+def test_what_is_not_scored_is_so_with_every_preset(mixed, monkeypatch):
+    rewards = REWARDS["singleton"]
+    monkeypatch.setattr(mixed, "advantage_preset", "torchrl")  # whose own rule is NaN for the group, twice
+    expected = group_advantages(rewards, 4, weights=[1.0, 0.5], preset="torchrl", nan="skip", singleton="zero")
+    assert expected.isfinite().all()
+    assert torch.equal(advantages_of(mixed, rewards), expected)
+    monkeypatch.setattr(mixed, "advantage_rules", {"nan": "zero"})
+    expected = group_advantages(rewards, 4, weights=[1.0, 0.5], preset="torchrl", nan="zero")
+    assert torch.equal(advantages_of(mixed, rewards), expected)
+
+
 def test_an_infinite_reward_raises_with_its_function(mixed):
     rewards = REWARDS["random"].clone()
     rewards[3, 1] = -torch.inf

@@ -30,8 +30,8 @@ class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
         trainer = Trainer(model, reward_funcs=[correct, brief], args=args, multi_objective="gdpo", ...)
 
     Everything else is the trainer's own: generation, rewards and their gathering over processes, `reward_weights`,
-    the loss. With no option given the advantages are those of the original too, but for rounding: a group of equal
-    rewards gets exactly 0.
+    the loss. With no option given the advantages are those of the original too, but for rounding: equal rewards of a
+    group have exactly no deviation.
 
     Args:
         multi_objective: a method of the preset ("grpo", "dr_grpo", "rloo", "gdpo" of TRL's). None: what the trainer's
@@ -52,7 +52,9 @@ class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
     `multi_objective_aggregation` alone. The advantages of logged completions are these, and `frac_advantage_zero` is
     the part of the rollouts from which nothing is learned.
 
-    A reward that is infinite raises ValueError (TRL goes on with advantages of 0 and 3e38).
+    As in TRL a reward of None or NaN is not scored, whatever the preset, unless `advantage_rules` have a `nan`; and an
+    advantage that is NaN by some other rule becomes 0. A reward that is infinite raises ValueError (TRL goes on
+    with advantages of 0 and 3e38).
 
     Rewards changed by an override of `_calculate_rewards` count if that class comes after this one:
     `class Trainer(MultiObjectiveMixin, TrainerWithChangedRewards)`.
@@ -106,7 +108,8 @@ class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
         first = self.accelerator.process_index * rollouts
         output["advantages"] = advantages[first : first + rollouts]
 
-        self._metrics[mode]["frac_advantage_zero"].append((advantages == 0).float().mean().item())
+        is_zero = advantages.isclose(advantages.new_zeros(()))  # whitening subtracts a mean that may be 1e-17
+        self._metrics[mode]["frac_advantage_zero"].append(is_zero.float().mean().item())
         logged = self._logs["advantages"]  # a deque of bounded length, to which the trainer has added its own
         for _ in range(min(len(advantages), len(logged))):
             logged.pop()
@@ -116,9 +119,9 @@ class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
     def _group_advantages(self, rewards: Tensor, group_size: int, lengths: Tensor | None) -> Tensor:
         rules = self._advantage_rules()
         weights = self.reward_weights.to(rewards.device)
-        return group_advantages(
-            rewards, group_size, weights=weights, lengths=lengths if _counts_tokens(rules) else None, **asdict(rules)
-        )
+        lengths = lengths if _counts_tokens(rules) else None
+        advantages = group_advantages(rewards, group_size, weights=weights, lengths=lengths, **asdict(rules))
+        return advantages.nan_to_num_(nan=0.0)
 
     def _advantage_rules(self) -> AdvantageRules:
         """What the options and the trainer's arguments say together."""
@@ -132,7 +135,7 @@ class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
             method = "gdpo" if aggregation == "normalize_then_sum" else "grpo"
             if method == "gdpo":
                 scale = "group"  # GRPOTrainer does not look at scale_rewards here
-        rules = rules_of(preset, method)
+        rules = replace(rules_of(preset, method), nan="skip")
         if rules.aggregate == "sum_then_normalize" and rules.scale == "group":
             rules = replace(rules, scale=scale)
         rules = replace(rules, **own)
