@@ -259,6 +259,11 @@ def test_weights_are_ones_by_default_and_a_batch_has_any_shape():
     close(weighted_rewards(rewards, [1.0, 2.0, 3.0, 4.0]), weighted_sum(rewards, [1.0, 2.0, 3.0, 4.0]))
 
 
+def test_an_infinite_weight_of_what_is_not_scored_does_not_matter():
+    assert weighted_rewards([[NAN, 2.0]], [INF, 3.0]).tolist() == [6.0]
+    assert weighted_rewards([[0.0, 2.0]], [INF, 3.0]).isnan()
+
+
 def test_advantages_of_weighted_rewards_are_those_of_the_rewards_with_weights():
     rewards, weights = normal(32, 3, missing=0.5), [0.2, 0.5, 1.0]
     rewards[5] = NAN
@@ -332,6 +337,18 @@ def test_constrained_rewards_are_what_a_loop_gives(rule, calibrated, limited):
             crpg_weights(rewards, met, **arguments),
             [[0.0 if math.isnan(a) else a - centre for a in row] for row in expected],
         )
+
+
+def test_at_the_largest_divergence_the_threshold_is_open_and_the_ramp_closed():
+    arguments: dict[str, Any] = {"kl": [[1.5, 1.5 + 1e-6]], "max_kl": 1.5}
+    assert constrained_rewards([[0.7, 0.7]], [[1, 1]], **arguments).tolist() == [[0.0, 0.0]]
+    gated = constrained_rewards(torch.tensor([[0.7, 0.7]]), [[1, 1]], kl_rule="threshold", **arguments)
+    assert gated.equal(torch.tensor([[0.7, 0.0]]))
+
+
+def test_equal_infinite_rewards_are_as_good_as_each_other():
+    calibrated = calibrated_rewards([[INF, 0.0, -INF], [INF, 0.0, -INF]], [INF, -INF])
+    assert calibrated.tolist() == [[0.5, 0.0, 0.0], [1.0, 1.0, 0.5]]
 
 
 def test_all_judges_have_to_agree():
