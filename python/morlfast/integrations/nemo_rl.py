@@ -18,6 +18,7 @@ from morlfast import _ops
 from morlfast.advantage_presets import Scale
 from morlfast.advantages import group_advantages
 from morlfast.integrations import Patch, check_version
+from morlfast.returns import whiten
 
 CHECKED_VERSIONS = ("0.6.0",)  # as commit 7ea279ab calls itself
 
@@ -141,10 +142,7 @@ class ReinforcePlusPlusAdvantageEstimator:
         centred = group_advantages(rewards, group_ids=ids, preset="nemo", method=method, whiten="none")
         kl = _kl(logprobs_policy, logprobs_reference, self.kl_type)
         shaped = centred.double()[:, None] - self.kl_coef * kl
-        mean = (shaped * mask).sum() / mask.sum()
-        variance = ((shaped - mean).square() * mask).sum() / mask.sum()
-        whitened: Tensor = (shaped - mean) * variance.clamp(min=1e-8).rsqrt()
-        return whitened.to(rewards.dtype)
+        return whiten(shaped, mask, convention="population", outside="whiten").to(rewards.dtype)
 
 
 def patch(*, any_version: bool = False) -> Patch:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from morlfast.advantages import group_advantages
 from morlfast.integrations import Patch, check_version
-from morlfast.returns import discounted_returns, gae
+from morlfast.returns import discounted_returns, gae, whiten
 
 CHECKED_VERSIONS = ("0.11.2",)
 
@@ -155,12 +155,13 @@ def _deviations(rewards: Tensor, groups: Tensor) -> Tensor:
 
 
 def _whiten(experiences: Sequence[Any], divide: bool) -> None:
-    """About the mean of all action tokens, over their population deviation of at least 1e-4."""
-    advantages = torch.cat([experience.advantages.flatten() for experience in experiences]).double()
-    masks = torch.cat([experience.action_mask.flatten() for experience in experiences])
-    count = masks.sum()
-    mean = (advantages * masks).sum() / count
-    variance = ((advantages - mean).square() * masks).sum() / count
-    scale = variance.clamp(min=1e-8).rsqrt() if divide else 1.0
-    for experience in experiences:
-        experience.advantages = ((experience.advantages.double() - mean) * scale).to(experience.advantages.dtype)
+    """About the mean of all action tokens, and over their deviation."""
+    rows = torch.cat([experience.advantages.flatten() for experience in experiences])[None]
+    mask = torch.cat([experience.action_mask.flatten() for experience in experiences])[None]
+    if divide:
+        rows = whiten(rows, mask, convention="population", outside="whiten")
+    else:
+        rows = (rows - (rows.double() * mask).sum() / mask.sum()).to(rows.dtype)
+    parts = rows[0].split([experience.advantages.numel() for experience in experiences])
+    for experience, part in zip(experiences, parts, strict=True):
+        experience.advantages = part.view(experience.advantages.shape)
