@@ -38,6 +38,7 @@ from morlfast import (
     weighted_log,
     weighted_sum,
 )
+from morlfast.returns import gae
 
 ROOT = Path(__file__).parents[1]
 F64 = torch.float64
@@ -230,6 +231,23 @@ def test_row_24_gmorl_hypervolume_over_preferences():
     delay, energy = -1 - weights.square(), -2 + weights.sqrt()  # one policy a preference
     front = torch.stack([delay, energy], -1)
     assert hypervolume(front, -3.0, maximize=True).item() == pytest.approx(volume(front, -3.0))
+
+
+def test_row_27_momaland_vector_rewards_linearized_before_or_after_gae():
+    rewards, values, weights = maximized(20, 3), maximized(20, 3, seed=1), simplex_lattice(3, 3)
+    per_objective = gae(rewards.mT, values.mT, gamma=0.99, lam=0.99).advantages  # objective by step
+    linearized = gae(weighted_sum(rewards, weights), weighted_sum(values, weights), gamma=0.99, lam=0.99)
+    np.testing.assert_allclose(linearized.advantages, weights @ per_objective, rtol=1e-9, atol=1e-9)
+    for w, row in zip(weights.numpy(), linearized.advantages.numpy(), strict=True):
+        advantage, value_behind = 0.0, 0.0
+        for r, v, own in zip(*((x.numpy() @ w)[::-1] for x in (rewards, values)), row[::-1], strict=True):
+            advantage = r + 0.99 * value_behind - v + 0.99 * 0.99 * advantage
+            value_behind = v
+            assert own == pytest.approx(advantage)
+    team_returns = per_objective.mT + 5
+    assert hypervolume(team_returns, 0.0, maximize=True).item() == pytest.approx(volume(team_returns, 0.0))
+    utilities = (weights @ team_returns.mT).max(-1).values
+    assert expected_utility(team_returns, weights).item() == pytest.approx(utilities.mean().item())
 
 
 def test_row_58_evomo_sort_decomposition_and_hype():

@@ -19,6 +19,7 @@ from morlfast.constrained_rewards import (
     crpg_weights,
     crraft_picks,
 )
+from morlfast.returns import gae, kl_shaped_rewards, whiten
 from morlfast.reward_weighting import (
     HypervolumeMetaReward,
     gradient_influence,
@@ -218,9 +219,17 @@ def test_row_45_craft_gui_rewards_feed_group_advantages():
     as_printed(group_advantages(rewards, group_size=4), [1.108736, 0.475173, -0.411816, -1.172093])
 
 
-def test_row_55_mpo_rubric_sums():
+def test_row_55_mpo_rubric_sums_become_whitened_advantages():
     rewards = rubric_rewards([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [2.0, 2.0, 1.0]])
     assert rewards.tolist() == [3.0, 0.0, 5.0]
+    kl, values = torch.tensor([[0.2, 0.1, -0.1]], dtype=F64), torch.tensor([[0.1, 0.2, 0.4]], dtype=F64)
+    token_rewards = kl_shaped_rewards(rewards[:1], kl, torch.zeros_like(kl), beta=0.05)
+    advantages = gae(token_rewards, values, gamma=1.0, lam=0.95).advantages
+    as_printed(advantages, [[2.626262, 2.66975, 2.605]])
+    as_printed(whiten(advantages), [[-0.224463, 1.093151, -0.868688]])
+
+
+def test_rubric_points_as_a_share():
     assert rubric_rewards([[1.0, 0.0, 2.0]], max_points=[2.0, 1.0, 3.0]).tolist() == [0.5]
 
 
