@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import morlfast
+import morlfast.estimators
+import morlfast.returns
 import numpy as np
 import pytest
 import tomllib
@@ -22,6 +24,7 @@ from tensordict import TensorDict
 from verl import DataProto
 from verl.trainer.ppo import core_algos, ray_trainer
 from verl.trainer.ppo.v1 import trainer_base
+from verl.utils import torch_functional
 from verl.utils.groupwise import as_torch_index
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
@@ -165,6 +168,82 @@ def test_fewer_than_two_tokens_cannot_be_whitened(function, tokens) -> None:
             getattr(module, function)(
                 token_level_rewards=torch.eye(2, 3), response_mask=mask, index=np.array(["a", "a"], dtype=object)
             )
+
+
+# ---- what has returns ----
+
+
+def token_batch(dtype: torch.dtype, mask_dtype: torch.dtype) -> dict:
+    inputs = batch("ragged", mask_dtype, dtype)
+    draw = torch.Generator().manual_seed(11)
+    rewards = torch.randn(inputs["response_mask"].shape, generator=draw).to(dtype)
+    return {"token_level_rewards": rewards, "response_mask": inputs["response_mask"]}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float64, 1e-7)], ids=str)
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.9, 0.8)])
+@pytest.mark.parametrize("mask_dtype", [torch.int64, torch.float32], ids=str)  # verl subtracts the mask from 1
+def test_gae_is_verls_at_every_token(mask_dtype, gamma, lam, dtype, tolerance) -> None:
+    inputs = token_batch(dtype, mask_dtype)
+    values = torch.randn(inputs["response_mask"].shape, generator=torch.Generator().manual_seed(12)).to(dtype)
+    call = {**inputs, "values": values, "gamma": gamma, "lam": lam}
+    verls = core_algos.compute_gae_advantage_return(**call)
+    for mine, theirs in zip(ours.compute_gae_advantage_return(**call), verls, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+    data = DataProto(
+        TensorDict({**inputs, "values": values}, batch_size=len(values)), {"uid": batch("ragged")["index"]}
+    )
+    with ours.patch():
+        data = ray_trainer.compute_advantage(data, "gae", gamma=gamma, lam=lam, config={})
+    torch.testing.assert_close(data.batch["advantages"], verls[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(data.batch["returns"], verls[1], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float64, 1e-7)], ids=str)
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("mask_dtype", [torch.int64, torch.float32], ids=str)
+def test_reinforce_plus_plus_is_verls(mask_dtype, gamma, dtype, tolerance) -> None:
+    call = {**token_batch(dtype, mask_dtype), "config": SimpleNamespace(gamma=gamma)}
+    verls = core_algos.compute_reinforce_plus_plus_outcome_advantage(**call)
+    with ours.patch():
+        patched = core_algos.get_adv_estimator_fn("reinforce_plus_plus")(**call)
+    registered = core_algos.get_adv_estimator_fn("morlfast_reinforce_plus_plus")(**call)
+    for mine in (ours.compute_reinforce_plus_plus_outcome_advantage(**call), patched, registered):
+        for one, theirs in zip(mine, verls, strict=True):
+            torch.testing.assert_close(one, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("mask_dtype", [torch.int64, torch.bool, torch.float32], ids=str)
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_whitening_is_verls_masked_whiten(shift_mean, mask_dtype) -> None:
+    inputs = token_batch(torch.float32, mask_dtype)
+    values, mask = 3 * inputs["token_level_rewards"] + 5, inputs["response_mask"]
+    verls = torch_functional.masked_whiten(values, mask, shift_mean=shift_mean)
+    mine = morlfast.returns.whiten(values, mask, shift_mean=shift_mean, outside="whiten")
+    torch.testing.assert_close(mine, verls, rtol=5e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "align"),
+    [
+        ("compute_optimal_token_baseline_advantage", "position"),
+        ("compute_multi_turn_optimal_token_baseline_advantage", "token"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["random", "ragged", "singletons"])
+def test_the_optimal_token_baseline_is_verls(kind, function, align) -> None:
+    inputs = batch(kind, dtype=torch.float64)
+    rewards, mask = inputs["token_level_rewards"], inputs["response_mask"]
+    draw = torch.Generator().manual_seed(13)
+    log_probs, squares, ratios = (torch.rand(mask.shape, generator=draw, dtype=torch.float64) for _ in range(3))
+    verls = getattr(core_algos, function)(
+        **inputs, old_log_probs=-log_probs, sum_pi_squared=squares, rollout_is_weights=ratios
+    )
+    mine = morlfast.estimators.optimal_token_baseline(
+        rewards, mask, -log_probs, squares, group_ids=inputs["index"], ratios=ratios, align=align
+    )
+    for one, theirs in zip(mine, verls, strict=True):
+        assert_same(one, theirs, mask, tolerance=1e-9)
 
 
 # ---- GDPO, of several rewards ----
@@ -367,15 +446,16 @@ def test_integers_of_any_size_are_labels(labels) -> None:
 
 def test_patches_reach_module_and_registry_and_may_overlap() -> None:
     registry = core_algos.ADV_ESTIMATOR_REGISTRY
-    before = dict(registry)
-    functions = {name: getattr(core_algos, function) for name, function, *_ in ESTIMATORS}
+    names = [function.__name__ for function in ours._DROP_INS]
+    entries, functions = dict(registry), [getattr(core_algos, name) for name in names]
     first = ours.patch()
     with ours.patch():
         first.undo()
-        for name, function, *_ in ESTIMATORS:
-            assert getattr(core_algos, function) is getattr(ours, function) is registry[name]
-    assert dict(registry) == before
-    assert {name: getattr(core_algos, function) for name, function, *_ in ESTIMATORS} == functions
+        assert [getattr(core_algos, name) for name in names] == list(ours._DROP_INS)
+        assert set(ours._DROP_INS) <= set(registry.values())
+        assert not set(functions) & set(registry.values())
+    assert dict(registry) == entries
+    assert [getattr(core_algos, name) for name in names] == functions
 
 
 def test_unknown_versions_are_refused(monkeypatch) -> None:

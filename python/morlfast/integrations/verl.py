@@ -28,6 +28,7 @@ from torch import Tensor
 
 import morlfast
 from morlfast.integrations import Patch, check_version
+from morlfast.returns import discounted_returns, gae, whiten
 
 CHECKED_VERSIONS = ("0.9.1",)
 
@@ -192,6 +193,34 @@ def compute_reinforce_plus_plus_baseline_outcome_advantage(
     return _whitened("reinforce_pp_baseline", token_level_rewards, response_mask, index)
 
 
+def compute_reinforce_plus_plus_outcome_advantage(
+    token_level_rewards: Tensor, response_mask: Tensor, config: Any = None, **kwargs: Any
+) -> Estimate:
+    """REINFORCE++: returns discounted by `config.gamma`, and these whitened over tokens as advantages.
+
+    Tokens outside the mask are skipped. ValueError for fewer than two tokens.
+    """
+    _check_tokens(response_mask)
+    returns = discounted_returns(token_level_rewards.detach(), config.gamma, mask=response_mask)
+    return whiten(returns, response_mask), returns
+
+
+def compute_gae_advantage_return(
+    token_level_rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: Any, lam: Any
+) -> Estimate:
+    """Generalized advantages, whitened over tokens, and the critic's returns; both (N, T).
+
+    Tokens outside the mask are skipped; they have verl's numbers, which its losses mask. ValueError for fewer than two
+    tokens inside.
+    """
+    _check_tokens(response_mask)
+    with torch.no_grad():
+        advantages, returns = gae(
+            token_level_rewards, values, gamma=gamma, lam=lam, mask=response_mask, outside="carry"
+        )
+    return whiten(advantages, response_mask, outside="whiten"), returns
+
+
 def _outcome(
     method: str, token_rewards: Tensor, mask: Tensor, index: Any, *, rewards: Tensor | None = None, **rules: Any
 ) -> Estimate:
@@ -202,10 +231,14 @@ def _outcome(
 
 
 def _whitened(method: str, token_rewards: Tensor, mask: Tensor, index: Any, **rules: Any) -> Estimate:
+    _check_tokens(mask)
+    return _outcome(method, token_rewards, mask, index, **rules)
+
+
+def _check_tokens(mask: Tensor) -> None:
     # A row has more than one token as a rule, so that the whole mask need not be read for this.
     if int(torch.count_nonzero(mask[:1])) < 2 and int(torch.count_nonzero(mask)) < 2:
         raise ValueError("response_mask: expected two tokens at least, whose advantages have a variance")
-    return _outcome(method, token_rewards, mask, index, **rules)
 
 
 def _reward_columns(keys: Sequence[str] | None, values: Mapping[str, Any] | None, like: Tensor) -> Tensor:
@@ -249,6 +282,7 @@ ESTIMATORS: Mapping[str, Callable[..., Estimate]] = MappingProxyType(
         "morlfast_opo": compute_opo_outcome_advantage,
         "morlfast_gpg": compute_gpg_outcome_advantage,
         "morlfast_pass_at_k": compute_grpo_passk_outcome_advantage,
+        "morlfast_reinforce_plus_plus": compute_reinforce_plus_plus_outcome_advantage,
         "morlfast_reinforce_plus_plus_baseline": compute_reinforce_plus_plus_baseline_outcome_advantage,
     }
 )
@@ -264,6 +298,8 @@ _DROP_INS: tuple[Callable[..., Estimate], ...] = (
     compute_gpg_outcome_advantage,
     compute_grpo_passk_outcome_advantage,
     compute_reinforce_plus_plus_baseline_outcome_advantage,
+    compute_reinforce_plus_plus_outcome_advantage,
+    compute_gae_advantage_return,
 )
 
 _CORE = "verl.trainer.ppo.core_algos"
