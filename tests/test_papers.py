@@ -30,6 +30,7 @@ from morlfast import (
     psa_weights,
     r2,
     select_by_crowding,
+    select_tokens,
     simplex_lattice,
     sparsity,
     thresholded_lexicographic_order,
@@ -266,3 +267,10 @@ def test_row_58_evomo_sort_decomposition_and_hype():
     whole = volume(-front, -1.2)
     losses = [whole - volume(-torch.cat([front[:i], front[i + 1 :]]), -1.2) for i in range(len(front))]
     np.testing.assert_allclose(fitness, losses, atol=0.01 * whole)
+
+
+def test_row_64_d3s_tokens_of_largest_advantage_times_entropy():
+    advantages = torch.tensor([1.0, -0.5])
+    entropies = torch.tensor([[0.1, 2.0, 0.3, 1.0], [3.0, 0.2, 0.1, 2.5]])
+    kept = select_tokens(advantages, entropies, torch.ones(2, 4, dtype=torch.bool), ratio=0.25)
+    assert kept.flatten().nonzero().flatten().tolist() == [1, 4]
