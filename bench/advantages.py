@@ -14,6 +14,7 @@ from typing import Any
 import morlfast
 import numpy as np
 import torch
+from morlfast.returns import gae, whiten
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from bench.driver import Case, Inputs, Operation, Peer, Shape, Unit, close
 
 # The trainers compute in float32 and divide rounding noise by deviations as small as a group's.
 SAME_ADVANTAGES = close(rtol=1e-4, atol=1e-4)
-TRL, VERL, NEMO = "1.16 formula", "0.9 formula, Python loop", "7ea279ab formula"
+TRL, VERL, NEMO, SLIME = "1.16 formula", "0.9 formula, Python loop", "7ea279ab formula", "624b824a formula"
 TRL_TARGETS = {(256, 1): 1.0, (256, 8): 1.0, (2048, 8): 3.0}
 NAN_SHARE = {"scored": 0.0, "1 % NaN": 0.01}
 MASKS = {"int64 mask": torch.int64, "bool mask": torch.bool, "float32 mask": torch.float32}
@@ -289,6 +290,52 @@ def grpo_prompts(shape: Shape, kind: str) -> Case:
     )
 
 
+GAMMA, LAM = 0.99, 0.95
+CHUNK = 128
+
+
+def slime_gae(rewards: Tensor, values: Tensor) -> Tensor:
+    """slime, git 624b824a: chunks of 128 tokens by a matrix of powers of gamma lambda, then one after another."""
+    n, num_tokens = rewards.shape
+    following = torch.cat([values[:, 1:], values.new_zeros(n, 1)], dim=1)
+    delta = (rewards + GAMMA * following - values).view(n, -1, CHUNK)
+    steps = torch.arange(CHUNK)
+    powers = torch.tril((GAMMA * LAM) ** (steps[:, None] - steps).clamp(min=0).float())  # from a token to earlier ones
+    local = delta @ powers
+    to_end = (GAMMA * LAM) ** (CHUNK - steps).float()
+    behind = delta.new_zeros(n, 1)
+    for chunk in reversed(range(num_tokens // CHUNK)):
+        local[:, chunk] += behind * to_end
+        behind = local[:, chunk, :1]
+    return local.view(n, num_tokens)
+
+
+def gae_tokens(shape: Shape, kind: str) -> Case:
+    n, num_tokens = shape
+    whitened = kind == "whitened"
+
+    def setup(generator: torch.Generator) -> Inputs:
+        rewards, values = torch.randn(2, n, num_tokens, generator=generator)
+        return (rewards, values, masks(n, num_tokens, "int64 mask", generator)) if whitened else (rewards, values)
+
+    def ours(rewards: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        advantages = gae(rewards, values, gamma=GAMMA, lam=LAM, mask=mask, outside="carry").advantages
+        return whiten(advantages, mask, outside="whiten") if whitened else advantages
+
+    verl = _verl("compute_gae_advantage_return", gamma=GAMMA, lam=LAM)
+    slime = Peer("slime chunks", SAME_ADVANTAGES, lambda: slime_gae, version=SLIME, target=1.2 if n == 2048 else None)
+    return Case(
+        setup=setup,
+        ours=ours,
+        dtype="float32",
+        peers=(Peer("verl", SAME_ADVANTAGES, verl, "verl", target=10.0 if n == 2048 else None) if whitened else slime,),
+        moved_bytes=n * num_tokens * (4 * 4 + 8 * whitened),
+        work=float(n),
+        series=kind,
+        note="advantages and returns; whitened: by an int64 mask, as in verl",
+    )
+
+
 SIZES = (256, 2048, 16384, 131072)
 OPERATIONS = (
     Operation(
@@ -328,6 +375,14 @@ OPERATIONS = (
         ("scored",),
         ((256, 512, 16), (2048, 512, 16), (16384, 512, 16)),
         grpo_prompts,
+        devices=("cpu",),
+    ),
+    Operation(
+        "gae",
+        ("N", "T"),
+        ("whitened", "plain"),
+        ((256, 1024), (2048, 1024)),
+        gae_tokens,
         devices=("cpu",),
     ),
 )
