@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_args
@@ -183,6 +184,11 @@ def group_advantages(
         rule = 'baseline="length_weighted"' if codes[1] == _LENGTH_WEIGHTED else 'whiten="tokens"'
         raise ValueError(f"mask, lengths: expected one of them, by which {rule} counts tokens")
     if process_group is not None:
+        if token_rewards is not None:  # their sums travel, NaN for a rollout without any score
+            unscored = rewards.isnan().all(1)
+            rewards = _ops.group_advantages(rewards, 1, baseline=0, scale=0, nan=codes[9]).masked_fill_(
+                unscored, math.nan
+            )
         return _over_ranks(
             process_group, rewards, group_size, group_ids, offsets, weights, lengths, mask, codes, counts_tokens, out
         )
@@ -337,7 +343,7 @@ def _over_ranks(
             ids = as_integers(group_ids, "group_ids", "rewards", rewards).to(torch.int64)
             if ids.dim() not in (1, 2) or ids.shape[0] != rows:
                 raise ValueError(f"group_ids: expected shape ({rows},) or ({rows}, S), got {tuple(ids.shape)}")
-        columns.append(ids.reshape(rows, -1))
+        columns.append(ids if ids.dim() == 2 else ids[:, None])
     a_row_each = weights is not None and weights.dim() == 2
     if weights is not None and a_row_each:
         columns.append(weights)
@@ -360,9 +366,7 @@ def _over_ranks(
     advantages = _ops.group_advantages(all_rewards, size, all_ids, None, all_weights, all_lengths, None, *codes)[own]
     if mask is not None:
         # No baseline, no scale, and NaN stays: each rollout's advantage as it is, at its tokens.
-        advantages = _ops.group_advantages(
-            advantages, 1, mask=mask, baseline=0, scale=0, nan=_CODES["nan"]["propagate"]
-        )
+        advantages = _ops.group_advantages(advantages, 1, mask=mask, baseline=0, scale=0, nan=_PROPAGATE)
     if out is None:
         return advantages
     _check_out(out, rewards, mask)
