@@ -19,7 +19,7 @@ import triton
 if triton.knobs.runtime.interpret:
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-from morlfast._triton import advantages, indicators, pareto, tokens
+from morlfast._triton import advantages, indicators, pareto, returns, tokens
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -335,8 +335,55 @@ BEST = [
     ],
     _best("join_kernel", indicators.join_kernel, 64, "fp32", True, NEGATED=True, SIZE=indicators.JOINED),
 ]
+_ROWS = {"R": returns.ROWS, "W": returns.WIDTH}
+_TOKENS = {"R": 1, "W": returns.TILE}
+
+
+def _returns(name: str, kernel: Any, element: str, *absent: str, **constants: Any) -> Case:
+    elements = dict.fromkeys(["mask_ptr", "terminated_ptr", "done_ptr", "finished_ptr"], "i1")
+    elements |= {"records_ptr": "fp64"}
+    pointers = [p.name for p in kernel.params if p.name.endswith("_ptr") and p.name not in absent]
+    columns = tuple(p.name for p in kernel.params if p.name.endswith("_col"))
+    strides = ("columns", *(p.name for p in kernel.params if p.name.endswith("_row")))
+    own = {p: elements.get(p, element) for p in pointers}
+    return Case(name, kernel, own, constants, returns.OPTIONS["maxnreg"], returns.OPTIONS, columns, strides)
+
+
+RETURNS = [
+    _returns("scan-fp32", returns.scan_kernel, "fp32", "initial_ptr", REVERSE=True, CARRY=False, **_ROWS),
+    _returns("scan-fp64-forward", returns.scan_kernel, "fp64", REVERSE=False, CARRY=True, **_ROWS),
+    _returns(
+        "gae-fp32-mask",
+        returns.gae_kernel,
+        "fp32",
+        *("gammas_ptr", "lams_ptr", "returns_lams_ptr", "terminated_ptr", "done_ptr", "next_values_ptr"),
+        *("bootstrap_ptr", "finished_ptr"),
+        **{"DECOUPLED": False, "REPEAT_LAST": False, "CARRY": False, **_ROWS},
+    ),
+    _returns(
+        "gae-bf16-next-values",
+        returns.gae_kernel,
+        "bf16",
+        *("gammas_ptr", "lams_ptr", "returns_lams_ptr", "mask_ptr", "bootstrap_ptr", "finished_ptr"),
+        **{"DECOUPLED": False, "REPEAT_LAST": False, "CARRY": True, **_ROWS},
+    ),
+    _returns(
+        "gae-fp64-everything",
+        returns.gae_kernel,
+        "fp64",
+        "next_values_ptr",
+        **{"DECOUPLED": True, "REPEAT_LAST": True, "CARRY": True, **_ROWS},
+    ),
+    _returns("token-statistics", returns.token_statistics_kernel, "fp32", **_TOKENS),
+    _returns(
+        "whiten",
+        returns.whiten_kernel,
+        "fp32",
+        **{"EPS_TO": 2, "SHIFT_MEAN": False, "OUTSIDE": False, "C": returns.RECORDS, **_TOKENS},
+    ),
+]
 PARETO = [*SMALL, *BLOCKS, *WINDOWS, *DOMINANCE, *ORDERED, *BEST]
-CASES = [*GROUPED, *BATCHED, *SELECTED, *ROWS, *PARETO]
+CASES = [*GROUPED, *BATCHED, *RETURNS, *SELECTED, *ROWS, *PARETO]
 
 
 def compile_kernel(case: Case, architecture: int) -> Any:
@@ -392,14 +439,14 @@ def test_kernel_fits(case: Case, architecture: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", [c for c in GROUPED + BATCHED if "tokens" in c.name], ids=lambda case: case.name)
 def test_tokens_move_sixteen_bytes_at_a_time(case: Case) -> None:
     ptx = compile_kernel(case, 90).asm["ptx"]
-    assert re.search(r"ld\.global\.v4\.b32", ptx)  # the mask, of bytes
+    assert re.search(r"ld\.global\.v[24]\.b32", ptx)  # the mask, of bytes, as many as the result has elements
     assert re.search(r"st\.global\.(v4\.b32|v2\.b64)", ptx)
 
 
 def test_every_kernel_has_a_case() -> None:
     kernels = {
         function
-        for module in (advantages, tokens, pareto, indicators)
+        for module in (advantages, returns, tokens, pareto, indicators)
         for name, function in vars(module).items()
         if name.endswith("_kernel")
     }

@@ -13,9 +13,7 @@ count:
 - group_ids: one stable sort of N keys, a cumulative sum and a search.
 
 Statistics are float64: a few operations a reward, which even GPUs with one float64 unit in 64 hide behind the
-launch. Values are shifted by a pivot (the first scored value) and tiles are merged pairwise (Chan, Golub,
-LeVeque 1983), so equal values leave mean, deviation and centred values exactly zero. Multiply and add are not
-fused: a fused w * r - pivot would not be zero for r = pivot / w.
+launch; see moments.py. Multiply and add are not fused: a fused w * r - pivot would not be zero for r = pivot / w.
 """
 
 # Compile-time arguments are capitals, and kernels are typed by Triton alone.
@@ -29,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from morlfast._triton import group_bounds, require, require_groups
+from morlfast._triton.moments import divisor, fold, is_set, merge, record, variance_of, wide
 
 # Elements of one tile of groups x members x objectives: of rewards whose statistics are one number an objective, and
 # of groups, whose statistics are many; the most objectives.
@@ -48,7 +47,6 @@ RECOMPUTED = 2048
 NORMALIZE_THEN_SUM = tl.constexpr(1)
 NO_BASELINE, GROUP_MEAN, OTHERS_MEAN, BATCH_MEAN, TOKEN_MEAN, RUNNER_UP = (tl.constexpr(code) for code in range(6))
 NO_SCALE, GROUP_STD, BATCH_STD, OTHERS_STD = (tl.constexpr(code) for code in range(4))
-TO_VARIANCE, AS_FLOOR = tl.constexpr(1), tl.constexpr(2)
 SINGLETON_ZERO, SINGLETON_REWARD = tl.constexpr(0), tl.constexpr(1)
 CONSTANT_ZERO, CONSTANT_UNSCALED = tl.constexpr(0), tl.constexpr(1)
 NAN_SKIP, NAN_POISONS, NAN_ZERO, NAN_SKIP_REWARD, NAN_RAISE = (tl.constexpr(code) for code in range(5))
@@ -87,12 +85,6 @@ def _rows(position, inside, order_ptr):
 
 
 @triton.jit
-def _wide(x):
-    """A loaded float of any type as float64."""
-    return x if x.dtype == tl.float64 else x.to(tl.float32).to(tl.float64)
-
-
-@triton.jit
 def _weighted_sum(value, weight, scored):
     """s_i = sum over scored objectives of w_ik v_ik, and whether any was scored; [P, L, 1] each."""
     score = tl.sum(tl.where(scored, weight * value, 0.0), axis=2)
@@ -120,11 +112,11 @@ def _load(
     k = tl.arange(0, K)[None, None, :].to(tl.int64)
     row = row[:, :, None].to(tl.int64)
     present = inside[:, :, None] & (k < objectives)
-    value = _wide(tl.load(rewards_ptr + row * reward_row + k * reward_col, mask=present, other=0.0))
+    value = wide(tl.load(rewards_ptr + row * reward_row + k * reward_col, mask=present, other=0.0))
     if weights_ptr is None:
         weight = tl.full(value.shape, 1.0, tl.float64)
     else:
-        weight = _wide(tl.load(weights_ptr + row * weight_row + k * weight_col, mask=present, other=0.0))
+        weight = wide(tl.load(weights_ptr + row * weight_row + k * weight_col, mask=present, other=0.0))
     scored = present
     if NAN == NAN_ZERO:
         value = tl.where(value == value, value, 0.0)
@@ -135,62 +127,6 @@ def _load(
         if NAN == NAN_SKIP_REWARD:
             scored = inside[:, :, None]
     return value, scored, weight
-
-
-@triton.jit
-def _fold(value, scored, times, pivot, count, mean, m2, L: tl.constexpr):
-    """Adds a tile [P, L, K], each value counted `times` times, to the statistics [P, K] of (value - pivot): count,
-    mean, sum of squared deviations."""
-    member = tl.arange(0, L)[None, :, None]
-    first = tl.min(tl.where(scored, member, L), axis=1)
-    head = tl.sum(tl.where(member == first[:, None, :], value, 0.0), axis=1)
-    pivot = tl.where(count > 0, pivot, head)
-
-    times = tl.where(scored, times, 0.0)
-    tile_count = tl.sum(times, axis=1)
-    shifted = tl.where(scored, value - pivot[:, None, :], 0.0)
-    tile_mean = tl.sum(times * shifted, axis=1) / tl.maximum(tile_count, 1.0)
-    deviation = tl.where(scored, shifted - tile_mean[:, None, :], 0.0)
-    tile_m2 = tl.sum(times * (deviation * deviation), axis=1)
-
-    total = tl.maximum(count + tile_count, 1.0)
-    delta = tile_mean - mean
-    m2 += tile_m2 + delta * (delta * (count * tile_count / total))  # delta^2 may overflow where count is 0
-    mean += delta * (tile_count / total)
-    return pivot, count + tile_count, mean, m2
-
-
-@triton.jit
-def _merge(records_ptr, chunks, C: tl.constexpr, K: tl.constexpr):
-    """Statistics [K] of the whole batch from its chunks' records, float64 [4, chunks, K]."""
-    chunk = tl.arange(0, C)[:, None]
-    at = records_ptr + chunk * K + tl.arange(0, K)[None, :]
-    present = (chunk < chunks) & (tl.arange(0, K)[None, :] < K)
-    plane = chunks * K
-    pivots = tl.load(at, mask=present, other=0.0)
-    counts = tl.load(at + plane, mask=present, other=0.0)
-    means = tl.load(at + 2 * plane, mask=present, other=0.0)
-    m2s = tl.load(at + 3 * plane, mask=present, other=0.0)
-
-    first = tl.min(tl.where(counts > 0, chunk, C), axis=0)
-    pivot = tl.sum(tl.where(chunk == first[None, :], pivots, 0.0), axis=0)
-    count = tl.sum(counts, axis=0)
-    offset = tl.where(counts > 0, (pivots - pivot[None, :]) + means, 0.0)
-    mean = tl.sum(counts * offset, axis=0) / tl.maximum(count, 1.0)
-    deviation = tl.where(counts > 0, offset - mean[None, :], 0.0)
-    m2 = tl.sum(m2s + counts * deviation * deviation, axis=0)
-    return pivot, count, mean, m2
-
-
-@triton.jit
-def _record(records_ptr, program, programs, pivot, count, mean, m2, K: tl.constexpr):
-    """Leaves statistics [1, K] for _merge."""
-    at = records_ptr + program * K + tl.arange(0, K)[None, :]
-    plane = programs * K
-    tl.store(at, pivot)
-    tl.store(at + plane, count)
-    tl.store(at + 2 * plane, mean)
-    tl.store(at + 3 * plane, m2)
 
 
 @triton.jit
@@ -208,21 +144,6 @@ def _extremes(value, scored, position, top, top_at, second, L: tl.constexpr):
 
 
 @triton.jit
-def _variance(count, m2, ddof):
-    """0 of count <= ddof values."""
-    freedom = count - ddof
-    return tl.where(freedom > 0, m2 / tl.maximum(freedom, 1.0), 0.0)
-
-
-@triton.jit
-def _divisor(variance, eps, EPS_TO: tl.constexpr):
-    if EPS_TO == TO_VARIANCE:
-        return tl.sqrt(variance + eps)
-    std = tl.sqrt(variance)
-    return tl.where(std < eps, eps, std) if EPS_TO == AS_FLOOR else std + eps
-
-
-@triton.jit
 def _scaled(centred, variance, eps, least_std, EPS_TO: tl.constexpr, ZERO_VARIANCE: tl.constexpr):
     if ZERO_VARIANCE == CONSTANT_ZERO:
         instead = 0.0
@@ -230,7 +151,7 @@ def _scaled(centred, variance, eps, least_std, EPS_TO: tl.constexpr, ZERO_VARIAN
         instead = centred
     else:
         instead = float("nan")
-    return tl.where(tl.sqrt(variance) <= least_std, instead, centred / _divisor(variance, eps, EPS_TO))
+    return tl.where(tl.sqrt(variance) <= least_std, instead, centred / divisor(variance, eps, EPS_TO))
 
 
 @triton.jit
@@ -239,15 +160,6 @@ def _result(value, scored, dtype: tl.constexpr):
     value = tl.where(value - value == 0, value + 0.0, float("nan"))
     value = tl.where(scored, value, 0.0)
     return value if dtype == tl.float64 else value.to(tl.float32).to(dtype)
-
-
-@triton.jit
-def _is_set(mask_ptr, present):
-    """Which of the mask's elements, of any type, are nonzero."""
-    element = tl.load(mask_ptr, mask=present, other=0)
-    if element.dtype.is_floating() and element.dtype.primitive_bitwidth < 32:
-        element = element.to(tl.float32)
-    return element != 0
 
 
 @triton.jit
@@ -272,7 +184,7 @@ def _store_tokens(
     for at in range(begin, stop, W):
         col = at + tl.arange(0, W)[None, :].to(tl.int64)
         present = inside[:, None] & (col < columns)
-        counted = _is_set(mask_ptr + row[:, None] * mask_row + col * mask_col, present)
+        counted = is_set(mask_ptr + row[:, None] * mask_row + col * mask_col, present)
         tl.store(out_ptr + row[:, None] * columns + col, tl.where(counted, own, none), mask=present)
 
 
@@ -293,7 +205,7 @@ def count_kernel(
     for at in range(0, columns, W):
         col = at + tl.arange(0, W)[None, :].to(tl.int64)
         present = (row < rows)[:, None] & (col < columns)
-        counts += _is_set(mask_ptr + row[:, None] * mask_row + col * mask_col, present).to(tl.int32)
+        counts += is_set(mask_ptr + row[:, None] * mask_row + col * mask_col, present).to(tl.int32)
     tl.store(counts_ptr + row, tl.sum(counts.to(tl.int64), axis=1), mask=row < rows)
 
 
@@ -390,8 +302,8 @@ def chunk_statistics_kernel(
             NAN,
             K,
         )
-        pivot, count, mean, m2 = _fold(value, scored, 1.0, pivot, count, mean, m2, L)
-    _record(records_ptr, chunk, tl.num_programs(0), pivot, count, mean, m2, WIDTH)
+        pivot, count, mean, m2 = fold(value, scored, 1.0, pivot, count, mean, m2, L)
+    record(records_ptr, chunk, tl.num_programs(0), pivot, count, mean, m2, WIDTH)
 
 
 @triton.jit(
@@ -463,8 +375,8 @@ def group_kernel(
     WIDTH: tl.constexpr = 1 if SUMMED else K
     OTHERS: tl.constexpr = SCALE == OTHERS_STD
     if batch_ptr is not None:
-        batch_pivot, batch_count, batch_mean, batch_m2 = _merge(batch_ptr, chunks, C, WIDTH)
-        batch_variance = _variance(batch_count, batch_m2, ddof)[None, None, :]
+        batch_pivot, batch_count, batch_mean, batch_m2 = merge(batch_ptr, chunks, C, WIDTH)
+        batch_variance = variance_of(batch_count, batch_m2, ddof)[None, None, :]
     if records_ptr is not None:
         own_pivot = tl.zeros([1, 1], tl.float64)
         own_count = tl.zeros([1, 1], tl.float64)
@@ -509,7 +421,7 @@ def group_kernel(
                     NAN,
                     K,
                 )
-                pivot, count, mean, m2 = _fold(value, scored, 1.0, pivot, count, mean, m2, L)
+                pivot, count, mean, m2 = fold(value, scored, 1.0, pivot, count, mean, m2, L)
                 if BASELINE == TOKEN_MEAN:
                     tokens = tl.load(lengths_ptr + row, mask=inside, other=0).to(tl.float64)[:, :, None]
                     token_count += tl.sum(tl.where(scored, tokens, 0.0), axis=1)
@@ -550,11 +462,11 @@ def group_kernel(
                     K,
                 )
                 at_top = position[:, :, None] == top_at[:, None, :]
-                top_pivot, top_count, top_mean, top_m2 = _fold(
+                top_pivot, top_count, top_mean, top_m2 = fold(
                     value, scored & ~at_top, 1.0, top_pivot, top_count, top_mean, top_m2, L
                 )
                 at_bottom = position[:, :, None] == bottom_at[:, None, :]
-                bottom_pivot, bottom_count, bottom_mean, bottom_m2 = _fold(
+                bottom_pivot, bottom_count, bottom_mean, bottom_m2 = fold(
                     value, scored & ~at_bottom, 1.0, bottom_pivot, bottom_count, bottom_mean, bottom_m2, L
                 )
 
@@ -605,12 +517,12 @@ def group_kernel(
                 if SCALE == BATCH_STD:
                     variance = batch_variance
                 elif SCALE == GROUP_STD:
-                    variance = _variance(members, m2[:, None, :], ddof)
+                    variance = variance_of(members, m2[:, None, :], ddof)
                 else:
                     left = m2[:, None, :] - from_mean * (from_mean * stretch)
                     left = tl.where(value == top[:, None, :], top_m2[:, None, :], left)
                     left = tl.where(-value == bottom[:, None, :], bottom_m2[:, None, :], left)
-                    variance = _variance(members - 1.0, left, ddof)
+                    variance = variance_of(members - 1.0, left, ddof)
                 if SINGLETON == SINGLETON_REWARD and SCALE != BATCH_STD:
                     variance = tl.where(alone, 1.0, variance)
                 centred = _scaled(centred, variance, eps, least_std, EPS_TO, ZERO_VARIANCE)
@@ -639,7 +551,7 @@ def group_kernel(
                     times = tl.reshape(times, (1, P * LW, 1))
                 own = tl.reshape(advantage, (1, P * LW, 1))
                 own_scored = tl.reshape(scored, (1, P * LW, 1)) & (times > 0)
-                own_pivot, own_count, own_mean, own_m2 = _fold(
+                own_pivot, own_count, own_mean, own_m2 = fold(
                     own, own_scored, times, own_pivot, own_count, own_mean, own_m2, P * LW
                 )
             elif W == 0:
@@ -661,7 +573,7 @@ def group_kernel(
                     SPAN,
                 )
     if records_ptr is not None:
-        _record(records_ptr, tl.program_id(0), tl.num_programs(0), own_pivot, own_count, own_mean, own_m2, 1)
+        record(records_ptr, tl.program_id(0), tl.num_programs(0), own_pivot, own_count, own_mean, own_m2, 1)
 
 
 @triton.jit(do_not_specialize=["rows", "chunks", "ddof"])
@@ -689,9 +601,9 @@ def finish_kernel(
     if records_ptr is None:
         result = tl.load(scores_ptr + row, mask=inside, other=0.0)
     else:
-        pivot, count, mean, m2 = _merge(records_ptr, chunks, C, 1)
+        pivot, count, mean, m2 = merge(records_ptr, chunks, C, 1)
         score = tl.load(scores_ptr + row, mask=inside, other=float("nan"))
-        variance = _variance(count, m2, ddof)
+        variance = variance_of(count, m2, ddof)
         advantage = _scaled((score - pivot) - mean, variance, eps, 0.0, EPS_TO, CONSTANT_ZERO) + mean * 0.0
         result = _result(advantage, score == score, out_ptr.dtype.element_ty)
     if W == 0:
