@@ -12,9 +12,10 @@ namespace morlfast {
 namespace {
 
 // One row is one chain of a product, a sum and a selection, 7 cycles a token; eight rows side by side hide it. Pieces
-// of that many tokens keep all buffers of eight rows in the first-level cache.
+// are long, because memory is read ahead along a row, and small enough that the buffers of eight rows stay in the
+// cache.
 constexpr int kLanes = 8;
-constexpr int64_t kPiece = 64;
+constexpr int64_t kPiece = 512;
 constexpr int64_t kPitch = kPiece + 8;  // rows of a power of two would share cache sets
 
 template <class F>
@@ -84,7 +85,7 @@ struct Cut {
   int64_t rows, columns, parts, length;
 
   Cut(int64_t n, int64_t t) : rows(n), columns(t) {
-    constexpr int64_t kLeast = 4096;  // tokens that are worth a second scan
+    constexpr int64_t kLeast = 4096;  // tokens of a row that are worth a second scan
     const int64_t wanted = n >= 2 * kLanes ? 1 : (4 * kLanes + n - 1) / n;
     parts = std::max<int64_t>(1, std::min(wanted, t / kLeast));
     length = ((t + parts - 1) / parts + kPiece - 1) / kPiece * kPiece;
