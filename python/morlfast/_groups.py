@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from morlfast._arguments import as_floating, as_number, as_tensor, same_device
-from morlfast.advantages import _as_groups, group_advantages
+from morlfast import _ops
+from morlfast._arguments import as_floating, as_integers, as_number, as_tensor, same_device
+from morlfast._labels import label_digests
+from morlfast.advantages import _are_labels, _as_groups, group_advantages
 
 
 class Groups:
     """Rollouts by group: what a group has in sum, spread to its rows; no loop over groups, no waiting for a device."""
 
-    def __init__(self, index: Tensor, size: int = 0) -> None:
-        self.index = index  # (N,) int64 from 0 to N - 1
+    def __init__(self, index: Tensor, size: int = 0, groups: int | None = None) -> None:
+        self.index = index  # (N,) int64 from 0 to before the number of groups
         self.size = size  # of contiguous groups; 0: rows are sorted
         if size == 0:
+            if groups is None:  # a GPU would have to tell their number: there are N, most of them empty
+                looks = len(index) > 0 and not index.is_cuda and not torch.compiler.is_compiling()
+                groups = int(index.max()) + 1 if looks else len(index)
             self.order = torch.sort(index, stable=True).indices
-            self.lengths = torch.zeros_like(index).scatter_add_(0, index, torch.ones_like(index))
+            self.lengths = index.new_zeros(groups).scatter_add_(0, index, torch.ones_like(index))
             self.starts = self.lengths.cumsum(0) - self.lengths
 
     @classmethod
@@ -38,19 +43,35 @@ class Groups:
             and (bounds[0] != 0 or bounds[-1] != len(row) or bool((bounds.diff() < 0).any()))
         ):
             raise ValueError(f"offsets: expected ascending values from 0 to {len(row)}")
-        return cls(bounds[torch.searchsorted(bounds, row, right=True) - 1])  # a group's number is its first row
+        return cls(torch.searchsorted(bounds, row, right=True) - 1, groups=len(bounds) - 1)
 
     def refined(self, other: Tensor) -> Groups:
         """Rows are together where they are here and have the same entry, (N,) from 0 to N - 1, in `other`."""
         return Groups(dense(self.index * max(len(other), 1) + other))
 
+    def by_group(self, x: Tensor, reduction: str) -> Tensor:
+        """The groups' "sum" or "max" of float64 (N, ...), for `spread`."""
+        if len(x) == 0:
+            return x
+        if self.size:
+            parts: Tensor = x.unflatten(0, (-1, self.size))
+            return parts.sum(1) if reduction == "sum" else parts.amax(1)
+        reduced: Tensor = torch.segment_reduce(x[self.order], reduction, lengths=self.lengths, axis=0, unsafe=True)
+        return reduced
+
+    def spread(self, x: Tensor) -> Tensor:
+        """A value of each group to the rows of the group, (N, ...)."""
+        if self.size and len(x) > 0:
+            return x[:, None].expand(-1, self.size, *x.shape[1:]).flatten(0, 1)
+        return x[self.index]
+
     def sum(self, x: Tensor) -> Tensor:
         """(N, ...) to (N, ...) float64; of bools it is their number."""
-        return self._spread(x.to(torch.float64), "sum")
+        return self.spread(self.by_group(x.to(torch.float64), "sum"))
 
     def max(self, x: Tensor) -> Tensor:
         """(N, ...) float64 to (N, ...)."""
-        return self._spread(x, "max")
+        return self.spread(self.by_group(x, "max"))
 
     def centred(self, x: Tensor, where: Tensor, joint: bool = False) -> Tensor:
         """x minus the group's mean over `where`, 0 outside; columns apart, or all together with `joint`.
@@ -73,22 +94,12 @@ class Groups:
         if len(where) == 0:
             return where.to(torch.int64)
         if self.size:
-            parts = where.to(torch.int64).unflatten(0, (-1, self.size))
+            parts: Tensor = where.to(torch.int64).unflatten(0, (-1, self.size))
             return (parts.cumsum(1) - parts).flatten(0, 1)
         ones = where.to(torch.int64)[self.order]
         before = ones.cumsum(0) - ones
         before = before - before[self.starts[self.index[self.order]]]
         return torch.empty_like(before).index_copy_(0, self.order, before)
-
-    def _spread(self, x: Tensor, reduction: str) -> Tensor:
-        if len(x) == 0:
-            return x
-        if self.size:
-            parts = x.unflatten(0, (-1, self.size))
-            total = parts.sum(1, keepdim=True) if reduction == "sum" else parts.amax(1, keepdim=True)
-            return total.expand_as(parts).flatten(0, 1)
-        by_group: Tensor = torch.segment_reduce(x[self.order], reduction, lengths=self.lengths, axis=0, unsafe=True)
-        return by_group[self.index]
 
 
 def dense(labels: Tensor) -> Tensor:
@@ -109,6 +120,48 @@ def as_labels(labels: Any, name: str, like: Tensor) -> Tensor:
         raise type(error)(str(error).replace("group_ids", name)) from None
     assert ids is not None
     return ids.to(torch.int64)
+
+
+class Everyone(NamedTuple):
+    """The rows of all ranks."""
+
+    rewards: Tensor
+    groups: dict[str, Any]  # group_size or group_ids
+    labels: list[Tensor]  # (N,) each
+    own: slice
+
+
+def over_ranks(process_group: Any, rewards: Tensor, groups: tuple[Any, Any, Any], **labels: Any) -> Everyone:
+    """What estimators with statistics of the batch need of all ranks; groups are (group_size, group_ids, offsets)."""
+    from morlfast._distributed import gather_rows
+
+    group_size, group_ids, offsets = groups
+    if offsets is not None:
+        raise ValueError("offsets: expected group_size or group_ids together with process_group")
+    if (group_size is None) == (group_ids is None):
+        raise ValueError("group_size, group_ids: expected exactly one of them")
+    if group_ids is not None:
+        labels = {"group_ids": group_ids, **labels}
+    columns = [_label_columns(column, name, rewards) for name, column in labels.items()]
+    gathered, own = gather_rows(process_group, rewards.device, rewards.reshape(len(rewards), -1), *columns)
+    everyone, *columns = gathered
+    ids = [_ops.group_rows(column) for column in columns]
+    grouping = {"group_size": group_size} if group_ids is None else {"group_ids": ids.pop(0)}
+    return Everyone(everyone[:, 0] if rewards.dim() == 1 else everyone, grouping, ids, own)
+
+
+def _label_columns(labels: Any, name: str, like: Tensor) -> Tensor:
+    """(N, c) int64, equal on all ranks where the labels are."""
+    rows = like.shape[0]
+    try:
+        if _are_labels(labels):
+            return label_digests(labels, rows).to(like.device)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("group_ids", name)) from None
+    ids = as_integers(labels, name, "rewards", like).to(torch.int64)
+    if ids.dim() not in (1, 2) or ids.shape[0] != rows:
+        raise ValueError(f"{name}: expected shape ({rows},) or ({rows}, S), got {tuple(ids.shape)}")
+    return ids[:, None] if ids.dim() == 1 else ids
 
 
 def as_rewards(values: Any, name: str = "rewards", objectives: bool = True) -> Tensor:

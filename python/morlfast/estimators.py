@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from morlfast._arguments import as_floating, as_integer, as_number, as_tensor, same_device
-from morlfast._groups import Groups, as_eps, as_labels, as_mask, as_rewards, as_tokens, dense, on_tokens
+from morlfast._groups import Groups, as_eps, as_labels, as_mask, as_rewards, as_tokens, dense, on_tokens, over_ranks
 from morlfast.advantages import group_advantages
+from morlfast.returns import linear_scan
 from morlfast.trackers import RiskQuantiles, SinglestreamTracker, paper_scores, riskpo, spo
 
 __all__ = [
@@ -342,7 +343,7 @@ def optimal_token_baseline(
             [-0.5000, -0.5000]])
     """
     given = as_tokens(token_rewards, "token_rewards")
-    rows, num_tokens = given.shape
+    num_tokens = given.shape[1]
     on = as_mask(mask, given, "token_rewards")
     log_probs = as_tokens(log_probs, "log_probs", given)
     squares = as_tokens(sum_squared_probs, "sum_squared_probs", given)
@@ -351,44 +352,45 @@ def optimal_token_baseline(
     eps = as_eps(eps)
     groups = Groups.of(given, group_size, group_ids, offsets)
 
-    r = torch.where(on, given.detach().to(torch.float64), 0.0)
+    r = torch.where(on, given.to(torch.float64), 0.0)
     scored = ~r.isnan().any(-1)
-    counts = (on & scored[:, None]).sum(-1).to(torch.float64)
-    returns = r.flip(-1).cumsum(-1).flip(-1)
-    energy = 1 - 2 * log_probs.to(torch.float64).exp() + squares.to(torch.float64)
-    if ratios is not None:
-        energy = energy * as_tokens(ratios, "ratios", given).to(torch.float64).square()
-    w = torch.where(on, energy, 0.0).cumsum(-1)
-
-    step = on.cumsum(-1) - 1 if align == "token" else torch.arange(num_tokens, device=given.device).expand(rows, -1)
+    r.masked_fill_(~scored[:, None], 0.0)
     reached = on & scored[:, None]
+    counts = reached.sum(-1)
+    returns = linear_scan(r, 1.0)
+    w = log_probs.to(torch.float64, copy=True).exp_().mul_(-2).add_(1).add_(squares)
+    if ratios is not None:
+        w *= as_tokens(ratios, "ratios", given).to(torch.float64).square()
+    w = torch.where(on, w, 0.0).cumsum(-1)
     g = returns
-    if align == "token":  # row i's tokens move to its first places; a last column takes what does not count
-        place = torch.where(reached, step, num_tokens)
+    step = torch.arange(num_tokens, device=given.device)
+    if align == "token":  # a row's tokens move to its first steps; a last column takes what does not count
+        place = torch.where(reached, on.cumsum(-1) - 1, num_tokens)
         g, w = (torch.zeros_like(x[:, :1]).repeat(1, num_tokens + 1).scatter(1, place, x)[:, :-1] for x in (g, w))
-        reached = torch.arange(num_tokens, device=given.device) < counts[:, None]
-    pivot = groups.max(torch.where(reached, g, -math.inf))
-    c = torch.where(reached, g - pivot, 0.0)  # equal returns are exactly 0
+        reached = step < counts[:, None]
     w = torch.where(reached, w, 0.0)
-    weight = groups.sum(w)
-    divisor = weight + eps
-    a = torch.where(divisor != 0, (c * weight - groups.sum(c * w) + eps * g) / divisor, g)
 
-    # The zero tail compares token counts; in the position form verl compares them with positions too.
-    has_tokens = scored if align == "position" else counts > 0
-    longest = groups.max(torch.where(has_tokens, counts, -1))
-    is_longest = has_tokens & (counts == longest)
-    second = groups.max(torch.where(has_tokens & ~is_longest, counts, -1))
+    # With c = G - pivot, A = c + (eps pivot - sum c W) / (sum W + eps): equal returns have c = 0 exactly.
+    pivot = groups.by_group(torch.where(reached, g, -math.inf), "max")
+    pivot = torch.where(pivot == -math.inf, 0.0, pivot)
+    c = g - groups.spread(pivot)
+    divisor = groups.by_group(w, "sum") + eps
+    shift = (eps * pivot - groups.by_group(c * w, "sum")) / divisor
+    a = c.add_(groups.spread(torch.where(divisor == 0, pivot, shift)))
+
+    # verl compares the lengths of all rows, and in the form by tokens of those with a token.
+    present = scored if align == "position" else scored & (counts > 0)
+    length = torch.where(present, counts, -1).to(torch.float64)
+    longest = groups.max(length)
+    is_longest = present & (length == longest)
+    second = groups.max(torch.where(is_longest, -1.0, length))
     alone = is_longest & (groups.sum(is_longest) == 1)
-    no_baseline = (alone & (second < 0))[:, None]
-    if zero_tail:
-        tail = torch.arange(num_tokens, device=given.device) >= second[:, None]
-        no_baseline = no_baseline | (alone[:, None] & tail)
-    a = torch.where(no_baseline, g, a)
+    start = second.clamp(min=0) if zero_tail else torch.where(second < 0, 0.0, math.inf)
+    a = torch.where(step >= torch.where(alone, start, math.inf)[:, None], g, a)
     if align == "token":
-        a = a.gather(1, step.clamp(min=0)) if num_tokens else a
-    a = torch.where(on & scored[:, None], a, 0.0)
-    returns = torch.where(on & scored[:, None], returns, 0.0)
+        a = a.gather(1, place.clamp(max=num_tokens - 1)) if num_tokens else a
+    reached = on & scored[:, None]
+    a, returns = torch.where(reached, a, 0.0), torch.where(reached, returns, 0.0)
     return TokenAdvantages(a.to(given.dtype), returns.to(given.dtype))
 
 
@@ -406,6 +408,7 @@ def bnpo(
     mask: Any = None,
     lengths: Any = None,
     num_tokens: int | None = None,
+    process_group: Any = None,
 ) -> Tensor:
     r"""Beta normalization: the weight of a prompt follows from how success rates are spread over the prompts.
 
@@ -425,7 +428,7 @@ def bnpo(
         max_weight: 1/f is at most this.
         singleton: a group of one is ``"zero"`` and no prompt of the statistics, or, as in the paper's code, has p = 0
             (``"reward"``).
-        mask, lengths, num_tokens: broadcast to tokens, as in `morlfast.group_advantages`.
+        mask, lengths, num_tokens, process_group: as in `morlfast.group_advantages`.
 
     Returns:
         (N,) or (N, T) in the dtype of ``rewards``. Saturated groups are exactly 0. NaN means not scored: it takes part
@@ -443,6 +446,11 @@ def bnpo(
         raise ValueError(f"low, high: expected low < high, got {low!r} and {high!r}")
     if singleton not in ("zero", "reward"):
         raise ValueError(f'singleton: expected "zero" or "reward", got {singleton!r}')
+    if process_group is not None:
+        everyone = over_ranks(process_group, given, (group_size, group_ids, offsets))
+        rules: dict[str, Any] = {"least_variance": least_variance, "max_weight": max_weight, "singleton": singleton}
+        of_all = bnpo(everyone.rewards, **everyone.groups, low=low, high=high, **rules)
+        return on_tokens(of_all[everyone.own], given, mask, lengths, num_tokens)
     groups = Groups.of(given, group_size, group_ids, offsets)
     r = (given.detach().to(torch.float64) - low) / (high - low)
     r = r[:, None] if r.dim() == 1 else r  # (N, K)
@@ -489,6 +497,7 @@ def copo(
     consistency_reward: bool = False,
     blend: Blend = "soft",
     eps: float = 1e-6,
+    process_group: Any = None,
 ) -> ConsistencyAdvantages:
     r"""Consistency-aware optimization: prompts whose answers agree learn from other prompts, the rest from themselves.
 
@@ -505,7 +514,7 @@ def copo(
     Args:
         rewards: (N,).
         answers: (N,) integers or labels, equal where two rollouts give the same answer; compared within a prompt.
-        group_size, group_ids, offsets: the prompts, as in `morlfast.group_advantages`.
+        group_size, group_ids, offsets, process_group: the prompts, as in `morlfast.group_advantages`.
         blend: ``"soft"`` w as above; ``"soft_forced"`` 1 where the local advantage is not 0; ``"soft_zero"`` 1 where
             the reward is not 0; ``"zero"`` 1 where the reward is not 0, otherwise 0; ``"global"`` 0; ``"local"`` 1.
 
@@ -525,6 +534,11 @@ def copo(
     eps = as_eps(eps)
     if blend not in ("soft", "soft_forced", "soft_zero", "zero", "global", "local"):
         raise ValueError(f"blend: expected one of soft, soft_forced, soft_zero, zero, global, local, got {blend!r}")
+    if process_group is not None:
+        everyone = over_ranks(process_group, given, (group_size, group_ids, offsets), answers=answers)
+        rules: dict[str, Any] = {"consistency_reward": consistency_reward, "blend": blend, "eps": eps}
+        of_all = copo(everyone.rewards, everyone.labels[0], **everyone.groups, steepness=k, threshold=b, **rules)
+        return ConsistencyAdvantages(*(column[everyone.own] for column in of_all))
     groups = Groups.of(given, group_size, group_ids, offsets)
     same_answer = groups.refined(dense(as_labels(answers, "answers", given)))
     r = given.detach().to(torch.float64)
@@ -654,7 +668,7 @@ def igpo(
     discounts = torch.where(ends, torch.full_like(r, gamma), 1.0)
     if normalization == "returns":
         known = ~(ends & r.isnan()).any(-1, keepdim=True).expand_as(ends)
-        c = groups.centred(_scan(torch.where(scored, r, 0.0), discounts), known)
+        c = groups.centred(linear_scan(torch.where(scored, r, 0.0), discounts), known)
         return torch.where(on, c, 0.0).to(given.dtype)
     normalized = torch.zeros_like(r)
     for turns in (scored,) if normalization == "joint" else (scored & last, scored & ~last):
@@ -664,7 +678,7 @@ def igpo(
             v = groups.sum(torch.where(turns, c.square(), 0.0).sum(-1)) / count.clamp(min=1)
             c = c / ((v + 1e-8).sqrt() + eps)[:, None]
         normalized = torch.where(turns, c, normalized)
-    return torch.where(on, _scan(normalized, discounts), 0.0).to(given.dtype)
+    return torch.where(on, linear_scan(normalized, discounts), 0.0).to(given.dtype)
 
 
 def hrpo(
@@ -729,7 +743,7 @@ def hrpo(
     if on is not None:
         counts = counts & on
     x = torch.where(counts, actions.detach().to(torch.float64).nan_to_num(0.0, math.inf, -math.inf), 0.0)
-    a = relative[:, None] + coefficient * _scan(x, torch.full_like(x[:1, :1], gamma).expand_as(x))
+    a = relative[:, None] + coefficient * linear_scan(x, gamma)
     keep = ~r.isnan()[:, None] if on is None else on & ~r.isnan()[:, None]
     return torch.where(keep, a, 0.0).to(given.dtype)
 
@@ -807,10 +821,3 @@ def _scores(rewards: Tensor, weights: Any) -> Tensor:
     if rewards.dim() == 1:
         return rewards
     return torch.where(rewards.isnan().all(1), math.nan, rewards.nansum(1))
-
-
-def _scan(x: Tensor, discounts: Tensor) -> Tensor:
-    from morlfast.returns import linear_scan
-
-    scanned: Tensor = linear_scan(x, discounts)
-    return scanned

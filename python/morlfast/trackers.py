@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from morlfast._arguments import as_floating, as_integer, as_integers, as_number, as_tensor, same_device
-from morlfast._groups import Groups, as_eps, as_labels, as_rewards, dense, on_tokens
+from morlfast._groups import Groups, as_eps, as_labels, as_rewards, dense, on_tokens, over_ranks
 from morlfast.advantages import group_advantages
 
 Credit = Literal["uniform", "sum_mean", "score", "std"]
@@ -38,6 +38,7 @@ def riskpo(
     mask: Any = None,
     lengths: Any = None,
     num_tokens: int | None = None,
+    process_group: Any = None,
 ) -> Tensor:
     r"""Mixed value-at-risk advantages of papers: the g-th responses to all questions of a bundle, scored together.
 
@@ -68,7 +69,7 @@ def riskpo(
         scale: divide by the deviation (n - 1) of the bundle's papers (1 for a single paper), or not.
         zero_variance: equal papers of a bundle are ``"zero"``, ``"unscaled"``, or divided by ``"eps"`` as in the
             paper's code, which with tracked quantiles gives advantages of the order of 1e6.
-        mask, lengths, num_tokens: broadcast to tokens, as in `morlfast.group_advantages`.
+        mask, lengths, num_tokens, process_group: as in `morlfast.group_advantages`.
 
     Returns:
         (N,) or (N, T) in the dtype of ``rewards``. A bundle has as many papers as its shortest question has scored
@@ -96,12 +97,14 @@ def riskpo(
     if tracker is None and quantiles in ("track", "mix"):
         raise ValueError(f"tracker: quantiles={quantiles!r} needs one")
     eps, w = as_eps(eps), as_number(tail_weight, "tail_weight")
-    papers = _Papers.of(given, group_size, group_ids, offsets, bundle_size, bundle_ids)
+    if tracker is not None:
+        same_device("rewards", given, "tracker", tracker.values)
+    papers, own = _Papers.of(given, group_size, group_ids, offsets, bundle_size, bundle_ids, process_group)
     r, s, on, bundles = papers.rewards, papers.scores, papers.member, papers.bundles
 
     low, high = papers.quantile(lower), papers.quantile(upper)
     if tracker is not None and tracker.updates > 0 and quantiles != "batch":
-        tracked = [tracker.quantile(level).to(s) for level in (lower, upper)]
+        tracked = [tracker.quantile(level) for level in (lower, upper)]
         low, high = ((low + tracked[0]) / 2, (high + tracked[1]) / 2) if quantiles == "mix" else tracked
     a = (s - low).clamp(min=0) - (s - high).clamp(min=0)
     if natural_baseline:
@@ -125,7 +128,7 @@ def riskpo(
         a = a * torch.where(r > 0, 0.5, 1.5)
     elif credit != "uniform":
         questions = papers.questions
-        scored = ~given.isnan()
+        scored = papers.scored
         rho = questions.centred(r, scored)
         if credit == "std":
             count = questions.sum(scored)
@@ -136,7 +139,7 @@ def riskpo(
             split = total.abs() > 1e-6
             responses = papers.papers.sum(on)
             a = a * torch.where(split, rho / torch.where(split, total, 1.0), 1 / responses.clamp(min=1))
-    return on_tokens(torch.where(on, a, 0.0), given, mask, lengths, num_tokens)
+    return on_tokens(torch.where(on, a, 0.0)[own], given, mask, lengths, num_tokens)
 
 
 def paper_scores(
@@ -147,18 +150,20 @@ def paper_scores(
     offsets: Any = None,
     bundle_size: int | None = None,
     bundle_ids: Any = None,
+    process_group: Any = None,
 ) -> Tensor:
     """RiskPO's paper scores: (N,) float64, the score in the row of each paper's first response, NaN elsewhere.
 
     Arguments as in `riskpo`. A tracker leaves NaN out, and the shape does not depend on the data, so that nothing waits
-    for a device: ``tracker.update(paper_scores(rewards, group_size=8, bundle_size=5))``.
+    for a device: ``tracker.update(paper_scores(rewards, group_size=8, bundle_size=5))``. With ``process_group`` the
+    rows are those of all ranks, so that the trackers of all ranks stay the same.
 
     >>> import torch
     >>> paper_scores(torch.tensor([1.0, 0.0, 1.0, 1.0]), group_size=2, bundle_size=2)
     tensor([2., 1., nan, nan], dtype=torch.float64)
     """
     given = as_rewards(rewards, objectives=False)
-    papers = _Papers.of(given, group_size, group_ids, offsets, bundle_size, bundle_ids)
+    papers, _ = _Papers.of(given, group_size, group_ids, offsets, bundle_size, bundle_ids, process_group)
     return torch.where(papers.first, papers.scores, math.nan)
 
 
@@ -470,6 +475,7 @@ class _Papers(NamedTuple):
     """RiskPO's papers; everything by rollout, (N,)."""
 
     rewards: Tensor  # float64, 0 where not scored
+    scored: Tensor
     scores: Tensor  # of the rollout's paper
     member: Tensor  # whether it is in one
     first: Tensor  # whether it is the first of it
@@ -479,12 +485,27 @@ class _Papers(NamedTuple):
 
     @classmethod
     def of(
-        cls, given: Tensor, group_size: Any, group_ids: Any, offsets: Any, bundle_size: Any, bundle_ids: Any
-    ) -> _Papers:
-        rows = given.shape[0]
-        questions = Groups.of(given, group_size, group_ids, offsets)
+        cls,
+        given: Tensor,
+        group_size: Any,
+        group_ids: Any,
+        offsets: Any,
+        bundle_size: Any,
+        bundle_ids: Any,
+        process_group: Any,
+    ) -> tuple[_Papers, slice]:
+        """Of all ranks' rows, and which of them are this rank's."""
         if (bundle_size is None) == (bundle_ids is None):
             raise ValueError("bundle_size, bundle_ids: expected exactly one of them")
+        own = slice(None)
+        if process_group is None:
+            questions = Groups.of(given, group_size, group_ids, offsets)
+        else:
+            labels = {} if bundle_ids is None else {"bundle_ids": bundle_ids}
+            everyone = over_ranks(process_group, given, (group_size, group_ids, offsets), **labels)
+            given, own = everyone.rewards, everyone.own
+            questions = Groups.of(given, everyone.groups.get("group_size"), everyone.groups.get("group_ids"), None)
+            bundle_ids = everyone.labels[0] if everyone.labels else None
         if bundle_size is not None:
             bundle_size = as_integer(bundle_size, "bundle_size")
             if bundle_size < 1:
@@ -500,9 +521,10 @@ class _Papers(NamedTuple):
         position = questions.rank(scored)
         number_of_papers = -bundles.max(-questions.sum(scored))
         member = scored & (position < number_of_papers)
-        papers = bundles.refined(torch.where(member, position, max(rows - 1, 0)))
+        papers = bundles.refined(torch.where(member, position, max(len(given) - 1, 0)))
         scores = papers.sum(torch.where(member, r, 0.0))
-        return cls(r, scores, member, member & (papers.rank(member) == 0), questions, bundles, papers)
+        first = member & (papers.rank(member) == 0)
+        return cls(r, scored, scores, member, first, questions, bundles, papers), own
 
     def quantile(self, level: float) -> Tensor:
         """Of the paper scores of the rollout's bundle, linear between them; any number where there are none."""
