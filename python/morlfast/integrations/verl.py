@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -398,16 +398,14 @@ class _AfterImport(MetaPathFinder):
             then(module)
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname != self._name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == self._name else None
         if spec is None or spec.loader is None:
-            return spec
+            return None
         execute = spec.loader.exec_module
 
         def execute_then(module: ModuleType) -> None:
             execute(module)
+            sys.meta_path.remove(self)
             self._then(module)
 
         spec.loader.exec_module = execute_then  # type: ignore[method-assign]
@@ -415,6 +413,8 @@ class _AfterImport(MetaPathFinder):
 
 
 def _plug_in() -> None:
+    if importlib.util.find_spec("verl") is None:
+        return
     try:
         check_version("verl", CHECKED_VERSIONS, any_version=False)
     except RuntimeError as error:
