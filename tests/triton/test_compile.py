@@ -115,9 +115,9 @@ def _group(
         rows = min(advantages.ROWS, elements // k)
         written = min(members, rows)
         groups = rows // written
-    columns = advantages.COLUMNS * 4 // max(4, int(reward[2:]) // 8)
+    size = int(reward[2:]) // 8
     rules = {"SUMMED": True, "BASELINE": 1, "SCALE": 1, "EPS_TO": 0, "SINGLETON": 0, "ZERO_VARIANCE": 0} | rules
-    options = advantages.group_options(elements, tokens)
+    options = advantages.group_options(elements, size if tokens else 0)
     return _advantages(
         f"group-{name}-{reward}-{k}x{group}",
         advantages.group_kernel,
@@ -131,7 +131,7 @@ def _group(
         LW=written,
         K=k,
         C=min(advantages.CHUNKS, advantages.TILE // (1 if rules["SUMMED"] else k)),
-        W=columns if tokens else 0,
+        W=advantages.COLUMNS * 4 // max(4, size) if tokens else 0,
         SPAN=advantages.SPAN,
     )
 

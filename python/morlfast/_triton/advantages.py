@@ -56,10 +56,13 @@ WHITEN_TOKENS = tl.constexpr(2)
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False, "maxnreg": 168}
 
 
-def group_options(elements: int, tokens: bool) -> dict[str, Any]:
-    """A thread each element of a tile; with tokens many programs at once, to keep the memory busy."""
+def group_options(elements: int, token_bytes: int) -> dict[str, Any]:
+    """A thread each element of a tile; with results of tokens, many programs at once to keep the memory busy."""
     warps = max(4, elements // 32)
-    return OPTIONS | {"num_warps": warps, "maxnreg": 128 if tokens or warps > 8 else 168}
+    registers = 168 if warps <= 8 else 128
+    if token_bytes:
+        registers = 96 if token_bytes <= 4 else 128
+    return OPTIONS | {"num_warps": warps, "maxnreg": registers}
 
 
 @triton.jit
@@ -835,7 +838,7 @@ def group_advantages_out(
             C=_chunk_limit(1 if summed else k),
             W=tile_columns if fused else 0,
             SPAN=SPAN,
-            **group_options(elements, fused),
+            **group_options(elements, out.element_size() if fused else 0),
         )
         if target is out:
             return
