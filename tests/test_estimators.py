@@ -519,11 +519,19 @@ def _tokens(r: torch.Tensor) -> torch.Tensor:
 
 
 def _ones(r: torch.Tensor) -> torch.Tensor:
-    return torch.ones(len(r), T)
+    return torch.ones(len(r), T, device=r.device)
+
+
+def _counts(r: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(r), device=r.device) % 3 + 1
+
+
+def _same(r: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(r, dtype=torch.int64)
 
 
 def _halves(r: torch.Tensor) -> torch.Tensor:
-    return torch.full((len(r), T), 0.5)
+    return torch.full((len(r), T), 0.5, device=r.device)
 
 
 ALL: dict[str, Estimator] = {
@@ -531,8 +539,8 @@ ALL: dict[str, Estimator] = {
     "dr_grpo": dr_grpo,
     "rloo": rloo,
     "gdpo": gdpo,
-    "reinforce_pp_baseline": lambda r, **g: reinforce_pp_baseline(r, lengths=torch.arange(len(r)) % 3 + 1, **g),
-    "opo": lambda r, **g: opo(r, lengths=torch.arange(len(r)) % 3 + 1, **g),
+    "reinforce_pp_baseline": lambda r, **g: reinforce_pp_baseline(r, lengths=_counts(r), **g),
+    "opo": lambda r, **g: opo(r, lengths=_counts(r), **g),
     "gpg": gpg,
     "pass_at_k": pass_at_k,
     "leave_one_out_std": leave_one_out_std,
@@ -546,9 +554,9 @@ ALL: dict[str, Estimator] = {
         ).advantages
     ),
     "bnpo": bnpo,
-    "riskpo": lambda r, **g: riskpo(r, bundle_ids=["all"] * len(r), **g),
-    "copo": lambda r, **g: copo(r, ["answer"] * len(r), **g).local_advantages,
-    "copo_global": lambda r, **g: copo(r, ["answer"] * len(r), **g).global_advantages,
+    "riskpo": lambda r, **g: riskpo(r, bundle_ids=_same(r), **g),
+    "copo": lambda r, **g: copo(r, _same(r), **g).local_advantages,
+    "copo_global": lambda r, **g: copo(r, _same(r), **g).global_advantages,
     "igpo": lambda r, **g: igpo(_tokens(r), _tokens(torch.ones_like(r)), _ones(r), **g),
     "igpo_separate": lambda r, **g: igpo(
         _tokens(r), _tokens(torch.ones_like(r)), _ones(r), normalization="separate", **g
@@ -556,9 +564,9 @@ ALL: dict[str, Estimator] = {
     "igpo_returns": lambda r, **g: igpo(
         _tokens(r), _tokens(torch.ones_like(r)), _ones(r), normalization="returns", **g
     ),
-    "hrpo": lambda r, **g: hrpo(r, torch.zeros(len(r), T), **g),
+    "hrpo": lambda r, **g: hrpo(r, 0 * _halves(r), **g),
     "spo": lambda r, **g: spo(r, torch.full_like(r, 0.25)),
-    "aspo": lambda r, **g: aspo(dr_grpo(r, **g), torch.arange(len(r)), torch.full((len(r),), 9), r > 2, **g),
+    "aspo": lambda r, **g: aspo(dr_grpo(r, **g), _counts(r), 9 * _counts(r), r > 0.4, **g),
 }
 # Its groups are of rollouts; the batch itself compares prompts.
 COMPARE_THE_BATCH = {"copo_global", "spo"}
@@ -703,6 +711,23 @@ def test_nothing_waits_for_a_device(monkeypatch):
         values.sample(4)
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
             float(r[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ALL)
+def test_a_gpu_gives_the_same_without_being_waited_for(name):
+    r = scores(12, seed=6).float()
+    r[3] = NAN
+    for groups in ({"group_size": 4}, {"group_ids": torch.arange(12) * 5 % 3}, {"offsets": torch.arange(0, 13, 4)}):
+        there = {key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in groups.items()}
+        on_gpu = r.cuda()
+        ALL[name](on_gpu, **there)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            got = ALL[name](on_gpu, **there)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert close(got.cpu(), ALL[name](r, **groups), rtol=1e-6, atol=1e-6)
 
 
 def _on_rank(r: torch.Tensor, ids: list[str], tokens: torch.Tensor) -> list[torch.Tensor]:
@@ -877,6 +902,7 @@ def test_the_python_of_the_page_runs():
     ("call", "match"),
     [
         (lambda: grpo(torch.ones(3), 2), "group_size"),
+        (lambda: grpo(torch.ones(2), 2, method="rloo"), "method"),
         (lambda: gpg(torch.ones(2), 2, f_norm=0), "f_norm"),
         (lambda: multi_objective_grpo(torch.ones(2), 2), "scores"),
         (lambda: bnpo(torch.tensor([0.5, 2.0]), 2), "rewards"),

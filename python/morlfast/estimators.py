@@ -63,6 +63,8 @@ _FORMULAS: dict[str, dict[str, Any]] = {
 
 
 def _estimate(method: str, rewards: Any, group_size: Any, preset: str | None, options: dict[str, Any]) -> Tensor:
+    if "method" in options:
+        raise TypeError(f"method: {method} is one; group_advantages takes any")
     if preset is not None:
         return group_advantages(rewards, group_size, preset=preset, method=method, **options)
     given = {name: value for name, value in options.items() if value is not None}

@@ -92,6 +92,7 @@ def riskpo(
     ):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+    lower, upper = as_number(lower, "lower"), as_number(upper, "upper")
     if not 0 <= lower < upper <= 1:
         raise ValueError(f"lower, upper: expected 0 <= lower < upper <= 1, got {lower!r} and {upper!r}")
     if tracker is None and quantiles in ("track", "mix"):
