@@ -433,6 +433,9 @@ def test_saturated_bundles_do_not_explode():
     equal = torch.ones(8)
     assert riskpo(equal, group_size=4, bundle_size=2, tracker=tracker).tolist() == [0.0] * 8
     assert riskpo(equal, group_size=4, bundle_size=2, tracker=tracker, zero_variance="eps").abs().max() > 1e5
+    # 0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1
+    but_for_rounding = torch.tensor([0.1, 0.3, 0.2, 0.2, 0.3, 0.1], dtype=F64)
+    assert riskpo(but_for_rounding, group_size=2, bundle_size=3, tracker=tracker).tolist() == [0.0] * 6
 
 
 def test_bundles_are_consecutive_questions():

@@ -121,7 +121,8 @@ def riskpo(
         std = (bundles.sum(torch.where(papers.first, c.square(), 0.0)) / (count - 1).clamp(min=1)).sqrt()
         scaled = a / (torch.where(count > 1, std, 1.0) + eps)
         if zero_variance != "eps":
-            equal = (count > 1) & (std == 0)
+            # Sums of the same rewards in another order differ by rounding.
+            equal = (count > 1) & (std <= 1e-12 * bundles.max(torch.where(papers.first, s.abs(), 0.0)))
             scaled = torch.where(equal, a if zero_variance == "unscaled" else 0.0, scaled)
         a = scaled
 
