@@ -24,6 +24,10 @@ NAMES = [
     "best_points",
     "farthest_query",
     "group_advantages",
+    "group_rows",
+    "linear_scan",
+    "gae",
+    "whiten",
     "select_tokens",
 ]
 
@@ -73,9 +77,29 @@ def farthest(queries: torch.Tensor, points: torch.Tensor, kind: int, **options: 
     return {"queries": queries, "points": points, "kind": kind, "lengths": None, "query_lengths": None} | options
 
 
+RULES = {"aggregate": 0, "baseline": 1, "scale": 1, "eps": 1e-4, "eps_to": 0, "ddof": 1, "singleton": 0}
+RULES |= {"zero_variance": 0, "least_std": 0.0, "nan": 0, "whiten": 0, "whiten_eps": 0.0, "whiten_eps_to": 0}
+RULES |= {"whiten_ddof": 1}
+
+
 def group(rewards: torch.Tensor, **options: Any) -> dict[str, Any]:
-    settings = {"method": 0, "scale": 1, "eps": 1e-4, "ddof": 1}
-    return {"rewards": rewards, "weights": None, "group_ids": None, "group_size": 0} | settings | options
+    tensors = dict.fromkeys(("weights", "group_ids", "offsets", "lengths", "mask"))
+    return {"rewards": rewards, "group_size": 0} | tensors | RULES | options
+
+
+def scan(x: torch.Tensor, a: torch.Tensor, **options: Any) -> dict[str, Any]:
+    return {"x": x, "a": a, "initial": None, "mask": None, "reverse": True, "carry": False} | options
+
+
+def estimate(rewards: torch.Tensor, values: torch.Tensor, **options: Any) -> dict[str, Any]:
+    names = ("gammas", "lams", "returns_lams", "mask", "terminated", "done", "next_values", "bootstrap", "finished")
+    numbers = {"gamma": 0.99, "lam": 0.95, "returns_lam": None, "repeat_last": False, "carry": False}
+    return {"rewards": rewards, "values": values} | dict.fromkeys(names) | numbers | options
+
+
+def whitening(values: torch.Tensor, **options: Any) -> dict[str, Any]:
+    rules = {"eps": 1e-8, "eps_to": 1, "ddof": 1, "shift_mean": True, "outside": False}
+    return {"values": values, "mask": None} | rules | options
 
 
 def tokens(entropies: torch.Tensor, **options: Any) -> dict[str, Any]:
@@ -147,9 +171,30 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "group_advantages": [
         group(normal(8), group_size=4),
-        group(normal(8, 3), group_ids=IDS, weights=torch.ones(3, dtype=F64), method=1, scale=2),
-        group(normal(8, 3).bfloat16(), group_size=2, weights=torch.ones(8, 3, dtype=F64), method=2, ddof=0),
-        group(normal(3, 8).double().T, group_ids=IDS.int(), method=2, scale=0),
+        group(normal(8, 3), group_ids=IDS, weights=torch.ones(3, dtype=F64), baseline=2, scale=2),
+        group(normal(8, 3).bfloat16(), group_size=2, weights=torch.ones(8, 3, dtype=F64), aggregate=1, ddof=0),
+        group(normal(3, 8).double().T, group_ids=IDS.int(), aggregate=1, scale=3, whiten=1),
+        group(normal(8), offsets=torch.tensor([0, 3, 3, 8]), mask=FLAGS.long(), baseline=4, whiten=2),
+        group(normal(8), group_size=8, mask=FLAGS.T.contiguous().T, lengths=torch.arange(8), baseline=5),
+        group(normal(8), group_size=1, mask=FLAGS[:, :0]),
+    ],
+    "group_rows": [{"rows": torch.arange(12).reshape(4, 3) % 6}, {"rows": FLAGS[:, :3].int()}, {"rows": IDS[:0, None]}],
+    "linear_scan": [
+        scan(normal(4, 9), normal(4, 9, seed=1)),
+        scan(normal(9, 4).double().T, torch.full((1, 1), 0.9, dtype=F64).expand(4, 9), initial=normal(4), carry=True),
+        scan(normal(8, 5).bfloat16(), normal(8), mask=FLAGS.long(), reverse=False),
+        scan(normal(4, 0), normal(4, 0)),
+    ],
+    "gae": [
+        estimate(normal(8, 5), normal(8, 5, seed=1)),
+        estimate(normal(8, 5), normal(5, 8).double().T, mask=FLAGS.int(), carry=True, lams=normal(8).abs()),
+        estimate(normal(8, 5), normal(8, 5), terminated=FLAGS, done=~FLAGS, next_values=normal(8, 5), returns_lam=1.0),
+        estimate(normal(8, 5).half(), normal(8, 5).half(), bootstrap=normal(8), finished=FLAGS[:, 0], repeat_last=True),
+    ],
+    "whiten": [
+        whitening(normal(8, 5)),
+        whitening(normal(5, 8).double().T, mask=FLAGS.float(), eps_to=2, ddof=0, outside=True),
+        whitening(normal(0, 5).bfloat16(), shift_mean=False),
     ],
     "select_tokens": [
         tokens(normal(8, 5, seed=1)),
@@ -205,6 +250,20 @@ PUBLIC: dict[str, tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]] 
         lambda r, w, g: morlfast.group_advantages(r, group_ids=g, weights=w, method="gdpo"),
         (normal(8, 3), torch.ones(3), IDS),
     ),
+    "group_advantages tokens": (
+        lambda r, g, v: morlfast.group_advantages(r, group_ids=g, mask=v, preset="verl", method="gdpo", eps=1e-3),
+        (normal(8, 3), IDS, FLAGS.long()),
+    ),
+    "group_advantages prompts": (
+        lambda r, p, n: morlfast.group_advantages(r, group_ids=p, lengths=n, num_tokens=6, preset="nemo"),
+        (normal(8), IDS[:, None].expand(8, 3) + torch.arange(3), IDS.clamp(min=0)),
+    ),
+    "gae": (
+        lambda r, v, m: morlfast.gae(r, v, gamma=0.99, lam=0.95, mask=m).advantages,
+        (WIDE[0], WIDE[1], WIDE[0] > 0),
+    ),
+    "discounted_returns": (lambda r, g: morlfast.discounted_returns(r, g), (WIDE[0], WIDE[1].sigmoid())),
+    "whiten": (lambda a, m: morlfast.whiten(a, m), (WIDE[0], WIDE[0] > 0)),
     "select_tokens": (lambda a, h, v: morlfast.select_tokens(a, h, v, 0.3), (normal(8), normal(8, 5), FLAGS)),
     "select_tokens groups": (
         lambda a, h, v, g: morlfast.select_tokens(a, h, v, 0.3, scope="group", group_ids=g),
@@ -250,6 +309,20 @@ def test_fakes_give_the_shape_dtype_and_strides_of_the_result(name):
             assert (r.shape, r.dtype, r.stride()) == (f.shape, f.dtype, f.stride())
 
 
+def test_the_operator_that_writes_into_a_tensor():
+    sample = group(normal(8), group_size=4, mask=FLAGS)
+    out = torch.full(FLAGS.shape, torch.nan)
+    assert torch.ops.morlfast.group_advantages_out(out=out, **sample) is None
+    assert torch.equal(out, torch.ops.morlfast.group_advantages(**sample))
+    torch.library.opcheck(operator("group_advantages_out"), (), {"out": out, **sample})
+    compiled = torch.compile(
+        lambda r, m, o: morlfast.group_advantages(r, 4, mask=m, out=o), fullgraph=True, backend="aot_eager"
+    )
+    written = torch.full(FLAGS.shape, torch.nan)
+    compiled(sample["rewards"], FLAGS, written)
+    assert torch.equal(written, out)
+
+
 def test_the_gradient_operator_gives_the_value_too():
     for sample in SAMPLES["hypervolume_gradient"]:
         value, grad_points = torch.ops.morlfast.hypervolume_gradient(**sample)
@@ -282,6 +355,7 @@ def test_compile_without_a_graph_break(name, dynamic):
         "non_dominated_sort constraints",
         "is_dominated_by",
         "group_advantages gdpo",
+        "group_advantages tokens",
         "select_tokens",
     ],
 )

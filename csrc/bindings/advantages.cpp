@@ -10,9 +10,9 @@ using namespace nb::literals;
 
 /// The arguments that both forms of the operator share, in the schema's order.
 struct Arguments {
-  MatrixView rewards, weights, mask;
+  MatrixView rewards, weights;
+  std::optional<MatrixView> mask;
   int64_t n, m, tokens;
-  bool with_mask;
   Groups groups;
   const int64_t* lengths;
   AdvantageRules rules;
@@ -73,7 +73,6 @@ Arguments arguments(const Tensor& rewards, int64_t group_size, const std::option
       if (a.lengths[i] < 0)
         throw nb::value_error(("lengths: expected values >= 0, got " + std::to_string(a.lengths[i])).c_str());
   }
-  a.with_mask = mask.has_value();
   a.tokens = 0;
   if (mask) {
     if (mask->dims() != 2 || mask->size(0) != a.n)
@@ -86,13 +85,12 @@ Arguments arguments(const Tensor& rewards, int64_t group_size, const std::option
 
 void run(const Arguments& a, void* advantages) {
   const GilRelease release(a.n * std::max<int64_t>(a.m, a.tokens));
-  group_advantages(a.rewards, a.weights, a.m, a.groups, a.rules, a.lengths, a.with_mask ? &a.mask : nullptr, a.tokens,
-                   advantages);
+  group_advantages(a.rewards, a.weights, a.m, a.groups, a.rules, a.lengths, a.mask, a.tokens, advantages);
 }
 
 Shape shape_of(const Arguments& a) {
   Shape shape;
-  shape.dims = a.with_mask ? 2 : 1;
+  shape.dims = a.mask ? 2 : 1;
   shape.sizes[0] = a.n;
   shape.sizes[1] = a.tokens;
   return shape;

@@ -526,8 +526,8 @@ void with_float(Dtype dtype, const char* argument, const F& f) {
 }  // namespace
 
 void group_advantages(const MatrixView& rewards, const MatrixView& weights, int64_t m, const Groups& groups,
-                      const AdvantageRules& rules, const int64_t* lengths, const MatrixView* mask, int64_t tokens,
-                      void* advantages) {
+                      const AdvantageRules& rules, const int64_t* lengths, const std::optional<MatrixView>& mask,
+                      int64_t tokens, void* advantages) {
   const int64_t n = groups.rows();
   const Workspace<Buffers> buffers(n <= kKeptRows);
   buffers->scores.resize(n);

@@ -46,6 +46,10 @@ void run_case(uint64_t seed) {
   check("dominance_counts", check_dominance_counts);
   check("is_dominated_by", check_is_dominated_by);
   check("group_advantages", check_group_advantages);
+  check("group_rows", check_group_rows);
+  check("linear_scan", check_linear_scan);
+  check("gae", check_gae);
+  check("whiten", check_whiten);
   check("select_tokens", check_select_tokens);
 }
 
@@ -60,6 +64,7 @@ void run_fixed() {
   check("hypervolume of every row type", check_row_types);
   check("arguments of best_points", check_best_points_arguments);
   check("arguments of the Pareto family", check_pareto_arguments);
+  check("arguments of group_advantages", check_advantage_arguments);
 }
 
 int run(int argc, char** argv) {

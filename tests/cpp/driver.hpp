@@ -224,7 +224,12 @@ void check_dominance_counts(Random& random);
 void check_is_dominated_by(Random& random);
 void check_pareto_arguments();
 void check_group_advantages(Random& random);
+void check_group_rows(Random& random);
+void check_advantage_arguments();
 void check_groups();
+void check_linear_scan(Random& random);
+void check_gae(Random& random);
+void check_whiten(Random& random);
 void check_select_tokens(Random& random);
 
 }  // namespace driver

@@ -1,6 +1,7 @@
 // Group-relative advantages of scalar or multi-objective rewards.
 #pragma once
 #include <cstdint>
+#include <optional>
 
 #include "morlfast/elements.hpp"
 #include "morlfast/groups.hpp"
@@ -55,13 +56,13 @@ struct AdvantageRules {
 /// rewards     (n, m), floating point
 /// weights     (n, m) (row_stride 0 for one vector of m), or data == nullptr for ones
 /// lengths     (n) token counts, or nullptr; without them length_weighted and Whiten::tokens count the mask
-/// mask        (n, tokens), any type, nonzero where a token counts; or nullptr
+/// mask        (n, tokens), any type, nonzero where a token counts; or none
 /// advantages  of the rewards' type: (n), or with a mask (n, tokens), 0 where it is zero; written
 ///
 /// Equal scores of a group, or of a rollout's others, have exactly no deviation. An infinite score makes its group NaN
 /// and, through statistics of the batch, all.
 void group_advantages(const MatrixView& rewards, const MatrixView& weights, int64_t m, const Groups& groups,
-                      const AdvantageRules& rules, const int64_t* lengths, const MatrixView* mask, int64_t tokens,
-                      void* advantages);
+                      const AdvantageRules& rules, const int64_t* lengths, const std::optional<MatrixView>& mask,
+                      int64_t tokens, void* advantages);
 
 }  // namespace morlfast
