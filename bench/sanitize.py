@@ -94,6 +94,65 @@ def indicators(points: Tensor, others: Tensor) -> None:
     check(f"farthest_query {what}", lambda q, p: torch.ops.morlfast.farthest_query(q, p, 4), others, points)
 
 
+def advantages(rewards: Tensor, ids: Tensor, mask: Tensor) -> None:
+    offsets = torch.tensor([0, 1, 40, 40, 96])
+    for preset, method in (("trl", "grpo"), ("trl", "gdpo"), ("verl", "opo"), ("verl", "gdpo"), ("nemo", "grpo")):
+        rules: dict[str, Any] = {"preset": preset, "method": method, "nan": "skip"}
+        what = f"group_advantages {preset} {method}"
+        check(
+            f"{what} tokens",
+            lambda r, k, rules=rules: morlfast.group_advantages(r, 8, mask=k, **rules),
+            rewards,
+            mask,
+            tolerance=1e-4,
+        )
+        check(
+            f"{what} ids",
+            lambda r, i, k, rules=rules: morlfast.group_advantages(r, group_ids=i, lengths=k, **rules),
+            rewards,
+            ids,
+            mask.sum(1),
+            tolerance=1e-4,
+        )
+        check(
+            f"{what} offsets",
+            lambda r, o, k, rules=rules: morlfast.group_advantages(r, offsets=o, mask=k, **rules),
+            rewards,
+            offsets,
+            mask,
+            tolerance=1e-4,
+        )
+    for baseline, scale in (("batch", "batch"), ("runner_up", "none")):
+        check(
+            f"group_advantages {baseline}",
+            lambda r, b=baseline, s=scale: morlfast.group_advantages(r, 8, baseline=b, scale=s),
+            rewards,
+            tolerance=1e-4,
+        )
+    check(
+        "group_advantages of tokens' rewards",
+        lambda t, k: morlfast.group_advantages(token_rewards=t, group_size=8, mask=k),
+        torch.randn(mask.shape),
+        mask,
+        tolerance=1e-4,
+    )
+
+
+def returns(rewards: Tensor, values: Tensor, mask: Tensor) -> None:
+    check("linear_scan", lambda x, a, k: morlfast.linear_scan(x, a, mask=k), rewards, values, mask, tolerance=1e-4)
+    options: tuple[dict[str, Any], ...] = ({"bootstrap": "repeat_last"}, {"returns_lam": 1.0, "outside": "carry"})
+    for given in options:
+        check(
+            f"gae {given}",
+            lambda r, v, k, given=given: torch.cat(morlfast.gae(r, v, gamma=0.99, mask=k, **given)),
+            rewards,
+            values,
+            mask,
+            tolerance=1e-4,
+        )
+    check("whiten", lambda v, k: morlfast.whiten(v, k), values, mask, tolerance=1e-4)
+
+
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -134,20 +193,9 @@ def main() -> None:
     rewards = torch.randn(96, 3, generator=generator)
     rewards[5, 1] = torch.nan
     ids = torch.randint(0, 9, (96,), generator=generator)
-    for method in ("grpo", "rloo", "gdpo"):
-        check(
-            f"group_advantages {method} groups",
-            lambda r, method=method: morlfast.group_advantages(r, 8, method=method),
-            rewards,
-            tolerance=1e-4,
-        )
-        check(
-            f"group_advantages {method} ids",
-            lambda r, i, method=method: morlfast.group_advantages(r, group_ids=i, method=method),
-            rewards,
-            ids,
-            tolerance=1e-4,
-        )
+    mask = torch.rand(96, 300, generator=generator) < 0.7
+    advantages(rewards, ids, mask)
+    returns(torch.randn(9, 300, generator=generator), torch.randn(9, 300, generator=generator), mask[:9])
     tokens = (
         torch.randn(8, generator=generator),
         torch.rand(8, 300, generator=generator),

@@ -70,6 +70,87 @@ def test_advantages(method: str, scale: str, dtype: torch.dtype) -> None:
     same(morlfast.group_advantages, rewards, group_ids=ids, weights=weights, exact=False, **options)
 
 
+@pytest.mark.parametrize(
+    ("preset", "method"),
+    [(name, method) for name, preset in morlfast.PRESETS.items() for method in preset.methods],
+    ids=str,
+)
+def test_presets(preset: str, method: str) -> None:
+    rewards, mask = torch.randn(512, 2), torch.rand(512, 100) < 0.7
+    rewards[8:16] = 0.3  # a constant group; the next but for one rollout
+    rewards[16:23] = 0.3
+    options = {"preset": preset, "method": method, "mask": mask}
+    same(morlfast.group_advantages, rewards, 8, exact=False, **options)
+    if method in ("gdpo", "opo", "pass_at_k", "rloo"):
+        same(morlfast.group_advantages, rewards, group_ids=torch.randperm(512) % 61, exact=False, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", [1, 100, 4096, 5000])
+def test_advantages_of_tokens(columns: int, dtype: torch.dtype) -> None:
+    rewards, weights = torch.randn(96, 3).to(dtype), torch.rand(96, 3).to(dtype)
+    offsets, mask = torch.tensor([0, 1, 40, 40, 96]), torch.rand(96, columns) < 0.7
+    for typed in (mask, mask.long(), mask.to(torch.bfloat16), mask.t().contiguous().t()):
+        options = {"mask": typed, "weights": weights, "exact": False}
+        same(morlfast.group_advantages, rewards, 6, **options)
+        same(morlfast.group_advantages, rewards, 96, **options)
+        same(
+            morlfast.group_advantages, rewards, offsets=offsets, whiten="tokens", baseline="length_weighted", **options
+        )
+    per_token = torch.randn(96, columns).to(dtype)
+    same(morlfast.group_advantages, token_rewards=per_token, group_size=6, mask=mask, exact=False)
+
+
+def test_tokens_of_a_large_batch_are_those_of_the_rollouts() -> None:
+    rewards = torch.randn(16384, device="cuda")
+    mask = torch.rand(16384, 4096, device="cuda") < 0.8
+    for group_size in (1, 4, 16, 1024, 16384):
+        rows = morlfast.group_advantages(rewards, group_size)
+        out = torch.full(mask.shape, NAN, device="cuda")
+        assert morlfast.group_advantages(rewards, group_size, mask=mask, out=out) is out
+        torch.testing.assert_close(out, torch.where(mask, rows[:, None], 0.0))
+
+
+def test_prompts_are_groups() -> None:
+    prompts = torch.randint(0, 3, (300, 4))
+    same(morlfast.group_advantages, torch.randn(300), group_ids=prompts, exact=False)
+    same(torch.ops.morlfast.group_rows.default, prompts)
+
+
+def test_what_would_raise_after_a_look_at_the_values() -> None:
+    rewards = torch.tensor([1.0, NAN, 2.0, 3.0], device="cuda")
+    with pytest.raises(ValueError, match="rewards: expected no NaN"):
+        morlfast.group_advantages(rewards, 2, nan="raise")
+    assert morlfast.group_advantages(rewards, 2, singleton="raise").isnan().tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "columns"), [(5, 1), (301, 128), (64, 1000), (3, 50_000)])
+def test_returns(rows: int, columns: int, dtype: torch.dtype) -> None:
+    shape = (rows, columns)
+    rewards, values, mask = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype), torch.rand(shape) < 0.7
+    same(morlfast.linear_scan, rewards, torch.rand(shape), torch.randn(rows), mask=mask, reverse=False, exact=False)
+    same(morlfast.linear_scan, rewards, torch.rand(rows), exact=False)
+    for options in (
+        {"gamma": 0.99, "mask": mask.to(dtype)},
+        {"gamma": torch.rand(rows), "lam": torch.rand(shape), "returns_lam": 1.0, "bootstrap": torch.randn(rows)},
+        {"bootstrap": "repeat_last", "done": torch.rand(shape) < 0.1, "terminated": torch.rand(shape) < 0.1},
+        {"next_values": torch.randn(shape), "mask": mask, "outside": "carry"},
+    ):
+        for part in range(2):
+            same(
+                lambda r, v, part=part, **given: morlfast.gae(r, v, **given)[part],
+                rewards,
+                values,
+                exact=False,
+                **options,
+            )
+    if columns > 1:
+        for convention in ("bessel", "population"):
+            same(morlfast.whiten, values, mask, convention=convention, exact=False)
+        same(morlfast.whiten, values, shift_mean=False, exact=False)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
 def test_equal_rewards_give_exactly_zero(size: int) -> None:
     rewards = torch.full((size * 5, 2), 0.3, dtype=torch.float64, device="cuda")
@@ -219,10 +300,15 @@ def best_value(queries: Tensor, points: Tensor) -> Tensor:
     return torch.ops.morlfast.best_points.default(queries, points, 2)[0]
 
 
+def advantages_of(rewards: Tensor, values: Tensor, **options: Any) -> Tensor:
+    return morlfast.gae(rewards, values, **options).advantages
+
+
 def calls() -> list[tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]]:
     """Every path with launches of its own, on CUDA tensors."""
     rewards, ids = torch.randn(64, 3).cuda(), torch.randint(5, (64,)).cuda()
     tokens = (torch.randn(64).cuda(), torch.rand(64, 3000).cuda(), (torch.rand(64, 3000) < 0.7).cuda(), 0.2)
+    mask, offsets = (torch.rand(64, 300) < 0.7).cuda(), torch.tensor([0, 5, 6, 64]).cuda()
     sort, sizes = morlfast.non_dominated_sort, torch.tensor([600, 900]).cuda()
     return [
         *[
@@ -230,6 +316,14 @@ def calls() -> list[tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]
             for method in ("grpo", "rloo", "gdpo")
             for size, group in [((8,), {}), ((), {"group_ids": ids})]
         ],
+        *[
+            (morlfast.group_advantages, (rewards, *size), {"mask": mask, "preset": "verl", "method": method, **group})
+            for method in ("grpo", "gdpo", "opo")
+            for size, group in [((8,), {}), ((), {"group_ids": ids}), ((), {"offsets": offsets})]
+        ],
+        (morlfast.linear_scan, (torch.rand(64, 300).cuda(), torch.rand(64, 300).cuda()), {}),
+        (advantages_of, (torch.rand(64, 300).cuda(), torch.rand(64, 300).cuda()), {"mask": mask}),
+        (morlfast.whiten, (torch.rand(64, 300).cuda(),), {"mask": mask}),
         (morlfast.select_tokens, tokens, {}),
         (morlfast.select_tokens, tokens, {"scope": "sequence"}),
         (morlfast.select_tokens, tokens, {"scope": "group", "group_size": 8}),
@@ -308,16 +402,25 @@ def test_repeats_bit_for_bit_and_leaves_inputs_unchanged() -> None:
 
 
 def test_new_sizes_compile_nothing() -> None:
-    from morlfast._triton import advantages, indicators, pareto, tokens
+    """But for rows of tokens, which are read in vectors where their number is a multiple of 16."""
+    from morlfast._triton import advantages, indicators, pareto, returns, tokens
 
     kernels = (
-        *(advantages.baseline_kernel, tokens.histogram_kernel, tokens.row_kernel, pareto.block_kernel),
+        *(
+            advantages.group_kernel,
+            returns.scan_kernel,
+            tokens.histogram_kernel,
+            tokens.row_kernel,
+            pareto.block_kernel,
+        ),
         *(pareto.rank_kernel, pareto.window_kernel, pareto.pair_kernel, indicators.best_kernel),
     )
 
     def run(n: int) -> int:
-        morlfast.group_advantages(torch.randn(n * 8, device="cuda"), 8)
-        score = torch.rand(n, 3000 + n, device="cuda")
+        rewards, score = torch.randn(n * 8, device="cuda"), torch.rand(n, 3000 + n, device="cuda")
+        morlfast.group_advantages(rewards, 8)
+        morlfast.group_advantages(rewards[:n], 1, mask=score > 0.2)
+        morlfast.linear_scan(score, score)
         for scope in ("batch", "sequence"):
             morlfast.select_tokens(score[:, 0], score, score > 0.2, 0.5, scope=scope)
         for points in (torch.rand(1000 + n, 3, device="cuda"), torch.rand(40_000 + n, 3, device="cuda")):
