@@ -29,7 +29,10 @@ def test_the_wheel_imports(version: str, installed: Path, tmp_path: Path, run_py
         "box_decomposition",
         "dominance_counts",
         "farthest_query",
+        "gae",
         "group_advantages",
+        "group_advantages_out",
+        "group_rows",
         "hypervolume",
         "hypervolume_contributions",
         "hypervolume_gradient",
@@ -37,8 +40,10 @@ def test_the_wheel_imports(version: str, installed: Path, tmp_path: Path, run_py
         "hypervolume_subset",
         "is_dominated_by",
         "is_non_dominated",
+        "linear_scan",
         "non_dominated_sort",
         "select_tokens",
+        "whiten",
     ]
     assert done.stdout == f"{version.split('.')[1]} {operators} split\n", done.stderr
 

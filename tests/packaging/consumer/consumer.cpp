@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <memory>
+#include <morlfast/advantages.hpp>
 #include <morlfast/hypervolume.hpp>
 #include <morlfast/indicators.hpp>
 #include <morlfast/pareto.hpp>
+#include <morlfast/returns.hpp>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -77,6 +79,30 @@ std::vector<int64_t> best_points(const Points& weights, const Points& points) {
   return rows;
 }
 
+morlfast::MatrixView matrix(const std::vector<double>& values, int64_t columns) {
+  return {values.data(), morlfast::Dtype::float64, columns, 1};
+}
+
+/// GRPO of groups of one size, at the tokens of a mask (n, tokens).
+std::vector<double> group_advantages(const std::vector<double>& rewards, int64_t group_size,
+                                     const std::vector<double>& mask) {
+  const auto n = static_cast<int64_t>(rewards.size()), tokens = static_cast<int64_t>(mask.size()) / n;
+  std::vector<double> advantages(mask.size());
+  morlfast::group_advantages(matrix(rewards, 1), {}, 1, morlfast::Groups::contiguous(n, group_size), {}, nullptr,
+                             matrix(mask, tokens), tokens, advantages.data());
+  return advantages;
+}
+
+/// Sums from each value to the last.
+std::vector<double> reward_to_go(const std::vector<double>& rewards) {
+  const auto tokens = static_cast<int64_t>(rewards.size());
+  const double one = 1;
+  std::vector<double> returns(rewards.size());
+  morlfast::linear_scan(matrix(rewards, tokens), {&one, morlfast::Dtype::float64, 0, 0}, {}, {}, 1, tokens,
+                        /*reverse=*/true, /*carry=*/false, returns.data());
+  return returns;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(consumer, module) {
@@ -86,4 +112,6 @@ PYBIND11_MODULE(consumer, module) {
   module.def("dominance_counts", &dominance_counts);
   module.def("masks", &masks);
   module.def("best_points", &best_points);
+  module.def("group_advantages", &group_advantages);
+  module.def("reward_to_go", &reward_to_go);
 }
