@@ -86,7 +86,7 @@ struct Cut {
 
   Cut(int64_t n, int64_t t) : rows(n), columns(t) {
     constexpr int64_t kLeast = 4096;  // tokens of a row that are worth a second scan
-    const int64_t wanted = n >= 2 * kLanes ? 1 : (4 * kLanes + n - 1) / n;
+    const int64_t wanted = n >= int64_t{2} * kLanes ? 1 : (int64_t{4} * kLanes + n - 1) / n;
     parts = std::max<int64_t>(1, std::min(wanted, t / kLeast));
     length = ((t + parts - 1) / parts + kPiece - 1) / kPiece * kPiece;
     parts = (t + length - 1) / length;
@@ -260,9 +260,8 @@ struct GaeRows {
   static constexpr bool kReverse = true;
   static constexpr int kChains = decoupled ? 2 : 1;
   struct Scratch {
-    double value_buffer[kPiece];
+    double values[kPiece + 1];  // and that of the token behind
     uint8_t valid_buffer[kPiece];
-    const double* values;
     const uint8_t* valid;
     double next_value;  // of the token behind the piece
   };
@@ -290,60 +289,68 @@ struct GaeRows {
   }
 
   void prepare(Scratch& scratch, int64_t row, int64_t column, int64_t count, Chain* chains, int lane) const {
-    double buffer[kPiece], next_buffer[kPiece], *x = chains[0].x[lane], *a = chains[0].a[lane];
+    double buffer[kPiece], other_buffer[kPiece], *x = chains[0].x[lane], *a = chains[0].a[lane], *v = scratch.values;
     uint8_t flags[kPiece];
-    const double* v = scratch.values = read_row(in.values, row, column, count, scratch.value_buffer);
+    const double* read = read_row(in.values, row, column, count, v);
+    if (read != v) std::copy(read, read + count, v);
     const uint8_t* valid = nullptr;
     if (in.mask) valid = scratch.valid = read_mask(*in.mask, row, column, count, scratch.valid_buffer);
 
-    const double* next = next_buffer;
+    const double* next = v + 1;
     if (in.next_values) {
-      next = read_row(*in.next_values, row, column, count, next_buffer);
+      next = read_row(*in.next_values, row, column, count, other_buffer);
     } else if (valid) {
       double value = scratch.next_value;
       for (int64_t j = count - 1; j >= 0; --j) {
-        next_buffer[j] = value;
+        other_buffer[j] = value;
         value = valid[j] ? v[j] : value;
       }
       scratch.next_value = value;
+      next = other_buffer;
     } else {
-      std::copy(v + 1, v + count, next_buffer);
-      next_buffer[count - 1] = std::exchange(scratch.next_value, v[0]);
+      v[count] = std::exchange(scratch.next_value, v[0]);
     }
 
-    // x = r + gamma V' - V, a = gamma lambda
-    const double* gamma = read_row(in.gamma, row, column, count, buffer);
-    for (int64_t j = 0; j < count; ++j) {
-      x[j] = gamma[j] * next[j];
-      a[j] = gamma[j];
+    // x = gamma V', a = gamma
+    if (in.gamma.column_stride == 0) {
+      const double gamma = value_at(in.gamma, row, 0);
+      for (int64_t j = 0; j < count; ++j) x[j] = gamma * next[j];
+      std::fill(a, a + count, gamma);
+    } else {
+      const double* gamma = read_row(in.gamma, row, column, count, buffer);
+      for (int64_t j = 0; j < count; ++j) x[j] = gamma[j] * next[j];
+      std::copy(gamma, gamma + count, a);
     }
     if (in.terminated) {
       const uint8_t* terminated = read_mask(*in.terminated, row, column, count, flags);
       for (int64_t j = 0; j < count; ++j) x[j] = terminated[j] ? 0.0 : x[j];
     }
     const double* r = read_row(in.rewards, row, column, count, buffer);
-    for (int64_t j = 0; j < count; ++j) x[j] = r[j] + x[j] - v[j];
+    if (valid)
+      for (int64_t j = 0; j < count; ++j) x[j] = valid[j] ? r[j] + x[j] - v[j] : 0.0;
+    else
+      for (int64_t j = 0; j < count; ++j) x[j] = r[j] + x[j] - v[j];
     if (in.done) {
       const uint8_t* done = read_mask(*in.done, row, column, count, flags);
       for (int64_t j = 0; j < count; ++j) a[j] = done[j] ? 0.0 : a[j];
     }
-    if (valid)
-      for (int64_t j = 0; j < count; ++j) x[j] = valid[j] ? x[j] : 0.0;
     if constexpr (decoupled) {
       std::copy(x, x + count, chains[1].x[lane]);
-      discount(*in.returns_lam, row, column, count, valid, a, chains[1].a[lane]);
+      std::copy(a, a + count, chains[1].a[lane]);
+      discount(in.returns_lam ? *in.returns_lam : in.lam, row, column, count, valid, chains[1].a[lane]);
     }
-    discount(in.lam, row, column, count, valid, a, a);
+    discount(in.lam, row, column, count, valid, a);
   }
 
+  /// a = gamma lambda, 1 outside the mask
   static void discount(const MatrixView& lam, int64_t row, int64_t column, int64_t count, const uint8_t* valid,
-                       const double* gamma, double* a) {
+                       double* a) {
     double buffer[kPiece];
     const double* lambda = read_row(lam, row, column, count, buffer);
     if (valid)
-      for (int64_t j = 0; j < count; ++j) a[j] = valid[j] ? gamma[j] * lambda[j] : 1.0;
+      for (int64_t j = 0; j < count; ++j) a[j] = valid[j] ? a[j] * lambda[j] : 1.0;
     else
-      for (int64_t j = 0; j < count; ++j) a[j] = gamma[j] * lambda[j];
+      for (int64_t j = 0; j < count; ++j) a[j] *= lambda[j];
   }
 
   void write(const Scratch& scratch, int64_t row, int64_t column, int64_t count, const double* const* states) const {
