@@ -31,7 +31,8 @@ points = [[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
 print(consumer.non_dominated_sort(points, [], 0), consumer.non_dominated_sort(points, [0.0, 2.0, 1.0, 0.0], 1))
 print(consumer.dominance_counts(points), consumer.masks(points))
 print(consumer.best_points([[1.0, 0.0], [0.0, 1.0]], points))
-print([round(a, 3) for a in consumer.group_advantages([1.0, 3.0, 5.0, 5.0], 2, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])])
+advantages = consumer.group_advantages([1.0, 3.0, 5.0, 5.0], 2, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+print([round(a, 3) for a in advantages])
 print(consumer.reward_to_go([1.0, 2.0, 3.0]))
 """
     done = run_python(["-c", script], [folder])
