@@ -387,3 +387,43 @@ def test_first_of_equal_rows() -> None:
         torch.testing.assert_close(kernels.group_rows(typed), equal.int().argmax(1))
     assert kernels.group_rows(torch.empty(0, 3, dtype=torch.int64)).shape == (0,)
     assert kernels.group_rows(torch.empty(4, 0, dtype=torch.int64)).tolist() == [0, 0, 0, 0]
+
+
+class Counted:
+    """A kernel that counts its launches."""
+
+    def __init__(self, kernel: Any, launches: list[Any]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: Any) -> Any:
+        self.launches.append(grid)
+        return self.kernel[grid]
+
+
+@pytest.mark.parametrize(
+    ("launches", "groups", "masked", "rules"),
+    [
+        (1, 4, False, {}),
+        (1, 4, True, {}),
+        (1, 4, True, {"baseline": "leave_one_out", "scale": "leave_one_out"}),
+        (1, (0, 3, 8), False, {}),
+        (2, (0, 3, 8), True, {}),
+        (2, 4, False, {"scale": "batch"}),
+        (2, 4, True, {"baseline": "batch", "scale": "none"}),
+        (2, 4, False, {"aggregate": "normalize_then_sum", "whiten": "rollouts"}),
+        (2, 4, True, {"aggregate": "normalize_then_sum", "whiten": "rollouts"}),
+        (2, 4, True, {"baseline": "length_weighted"}),
+        (3, 4, True, {"whiten": "tokens"}),
+        (4, 4, True, {"scale": "batch", "whiten": "tokens"}),
+    ],
+    ids=str,
+)
+def test_launches(
+    launches: int, groups: Any, masked: bool, rules: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    for name, kernel in list(vars(kernels).items()):
+        if name.endswith("_kernel"):
+            monkeypatch.setattr(kernels, name, Counted(kernel, made))
+    check(normal(8, 2), groups, mask=some_mask(8, 9) if masked else None, **rules)
+    assert len(made) == launches
