@@ -443,6 +443,26 @@ def test_tokens_move_sixteen_bytes_at_a_time(case: Case) -> None:
     assert re.search(r"st\.global\.(v4\.b32|v2\.b64)", ptx)
 
 
+@pytest.mark.parametrize("k", [4, 64])
+def test_objectives_are_added_in_one_order(k: int) -> None:
+    """Or a score would not be the same to the bit in the pass for statistics and in the pass for results."""
+    orders = set()
+    for case in (
+        _group("tokens", "fp32", k, 64, "weights_ptr", tokens=True),
+        _group("rows", "fp32", k, 8, "weights_ptr"),
+        next(case for case in BATCHED if case.name == "chunk-summed-4"),
+    ):
+        if case.constants["K"] != k:
+            continue
+        code = compile_kernel(case, 90).asm["ttgir"]
+        layouts = dict(re.findall(r"^(#\w+) = #ttg\.blocked<(.*)>$", code, re.MULTILINE))
+        sums = r'"tt\.reduce"\([^)]*\) <\{axis = 2 : i32(?:(?!tt\.reduce\").)*?tensor<\w+xf64, (#\w+)>\)'
+        for name in re.findall(sums, code, re.DOTALL):
+            places = re.findall(r"= \[\d+, \d+, (\d+)\]", layouts[name])
+            orders.add(tuple(places[:3]))  # elements, lanes and warps along the objectives
+    assert len(orders) == 1
+
+
 def test_every_kernel_has_a_case() -> None:
     kernels = {
         function

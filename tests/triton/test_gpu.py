@@ -153,10 +153,20 @@ def test_returns(rows: int, columns: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
 def test_equal_rewards_give_exactly_zero(size: int) -> None:
-    rewards = torch.full((size * 5, 2), 0.3, dtype=torch.float64, device="cuda")
-    weights = torch.tensor([0.1, 0.7], dtype=torch.float64, device="cuda")
-    for method in ("grpo", "dr_grpo", "rloo", "gdpo"):
-        assert (morlfast.group_advantages(rewards, size, weights=weights, method=method, eps=0.0) == 0).all()
+    for objectives in (2, 5):
+        rewards = torch.full((size * 5, objectives), 0.3, dtype=torch.float64, device="cuda")
+        weights = torch.linspace(0.1, 0.7, objectives, dtype=torch.float64, device="cuda")
+        mask = torch.ones(size * 5, 33, dtype=torch.bool, device="cuda")
+        for method in ("grpo", "dr_grpo", "rloo", "gdpo"):
+            options = {"weights": weights, "method": method, "eps": 0.0}
+            assert (morlfast.group_advantages(rewards, size, **options) == 0).all()
+            assert (morlfast.group_advantages(rewards, size, mask=mask, **options) == 0).all()
+        rewards[0] = 0.7  # the others of the first rollout are equal
+        for scale in ("leave_one_out", "batch"):
+            own = morlfast.group_advantages(rewards, size, weights=weights, mask=mask, eps=0.0, scale=scale)
+            assert (own[size:] == 0).all()
+            if scale == "leave_one_out":
+                assert (own[0] == 0).all()
 
 
 @pytest.mark.parametrize("objectives", [1, 5, 100, 512])

@@ -759,7 +759,7 @@ def group_advantages_out(
     tile_columns = COLUMNS * 4 // max(4, out.element_size())
     eps, least_std, whiten_eps = float(eps), float(least_std), float(whiten_eps)
     with torch.cuda.device_of(rewards):
-        if counting and lengths is None:
+        if counting and lengths is None and mask is not None:
             lengths = _token_counts(mask)
         if summed and objectives > GROUP_TILE:
             matrix, weights, nan = _sums(matrix, weights, strides, nan), None, NAN_SKIP.value
