@@ -141,15 +141,28 @@ _NEMO: dict[str, Any] = {"BASELINE": 2, "SCALE": 3, "EPS_TO": 1}
 _WORST = _NEMO | {"SUMMED": False, "BASELINE": 4, "BY_TOKEN": True, "NAN": 3, "SINGLETON": 1, "ZERO_VARIANCE": 1}
 GROUPED = [
     _group("grpo", "fp32", 1, 8),
-    _group("grpo-ids", "fp32", 8, 128, "weights_ptr", *_IDS),
+    _group("grpo-ids", "fp32", 8, advantages.UNKNOWN_GROUP, "weights_ptr", *_IDS),
     _group("rloo", "bf16", 1, 16, BASELINE=2, SCALE=0),
     _group("batch", "fp16", 4, 8, "weights_ptr", "batch_ptr", BASELINE=3, SCALE=2),
     _group("gdpo", "fp32", 8, 16, "weights_ptr", "records_ptr", SUMMED=False),
-    _group("gdpo-batch-ids", "fp64", 64, 128, "weights_ptr", "records_ptr", "batch_ptr", *_IDS, SUMMED=False, SCALE=2),
+    _group(
+        "gdpo-batch-ids",
+        "fp64",
+        64,
+        advantages.UNKNOWN_GROUP,
+        "weights_ptr",
+        "records_ptr",
+        "batch_ptr",
+        *_IDS,
+        SUMMED=False,
+        SCALE=2,
+    ),
     _group("nemo", "fp32", 1, 16, **_NEMO),
-    _group("opo", "fp32", 1, 8, "lengths_ptr", BASELINE=4, SCALE=0, SINGLETON=1, NAN=1),
+    _group(
+        "opo-ids", "fp32", 1, advantages.UNKNOWN_GROUP, "lengths_ptr", *_IDS, BASELINE=4, SCALE=0, SINGLETON=1, NAN=1
+    ),
     _group("runner-up", "fp32", 1, 8, BASELINE=5, SCALE=1, SINGLETON=2, ZERO_VARIANCE=2, NAN=2),
-    _group("worst", "fp64", 8, 128, "weights_ptr", "records_ptr", "lengths_ptr", *_IDS, **_WORST),
+    _group("worst", "fp64", 8, advantages.UNKNOWN_GROUP, "weights_ptr", "records_ptr", "lengths_ptr", *_IDS, **_WORST),
     _group("worst", "fp32", 512, 8, "weights_ptr", "records_ptr", "lengths_ptr", *_IDS, **_WORST),
     _group("tokens", "fp32", 1, 16, tokens=True),
     _group("tokens-nemo", "fp64", 1, 16, tokens=True, **_NEMO),

@@ -34,7 +34,7 @@ from morlfast._triton.moments import divisor, fold, is_set, merge, record, varia
 TILE = 512
 GROUP_TILE = 128
 # Members loaded at a time where group sizes are unknown (group_ids, offsets).
-UNKNOWN_GROUP = 128
+UNKNOWN_GROUP = 32
 # Chunks of the batch, and programs that leave statistics: one program merges them in one tile.
 CHUNKS = 128
 RECORDS = 512
