@@ -154,7 +154,7 @@ if [ $dry = 0 ] && [ $have_gpu = 0 ]; then
   for stage in tests sanitizer bench; do wanted $stage && skip $stage "no GPU"; done
   exit 2
 fi
-wanted tests && run tests 300 tests.log "$python" -m pytest -m gpu -v --durations=10 -p no:cacheprovider \
+wanted tests && run tests 400 tests.log "$python" -m pytest -m gpu -v --durations=10 -p no:cacheprovider \
   tests/triton/test_gpu.py tests/cuda/test_hypervolume_gpu.py
 wanted bench && run bench 240 bench.log "$python" -m bench --device cuda --seconds 0.2 --cap 1 --json "$out"
 wanted sanitizer && {

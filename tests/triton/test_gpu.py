@@ -85,18 +85,18 @@ def test_presets(preset: str, method: str) -> None:
         same(morlfast.group_advantages, rewards, group_ids=torch.randperm(512) % 61, exact=False, **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("columns", [1, 100, 4096, 5000])
+@pytest.mark.parametrize(
+    ("columns", "dtype"), [*product([1, 100, 4096], DTYPES[:1]), *product([100], DTYPES[1:])], ids=str
+)
 def test_advantages_of_tokens(columns: int, dtype: torch.dtype) -> None:
     rewards, weights = torch.randn(96, 3).to(dtype), torch.rand(96, 3).to(dtype)
     offsets, mask = torch.tensor([0, 1, 40, 40, 96]), torch.rand(96, columns) < 0.7
+    options = {"weights": weights, "exact": False}
     for typed in (mask, mask.long(), mask.to(torch.bfloat16), mask.t().contiguous().t()):
-        options = {"mask": typed, "weights": weights, "exact": False}
-        same(morlfast.group_advantages, rewards, 6, **options)
-        same(morlfast.group_advantages, rewards, 96, **options)
-        same(
-            morlfast.group_advantages, rewards, offsets=offsets, whiten="tokens", baseline="length_weighted", **options
-        )
+        same(morlfast.group_advantages, rewards, 6, mask=typed, **options)
+    same(morlfast.group_advantages, rewards, 96, mask=mask, **options)
+    options |= {"offsets": offsets, "whiten": "tokens", "baseline": "length_weighted"}
+    same(morlfast.group_advantages, rewards, mask=mask, **options)
     per_token = torch.randn(96, columns).to(dtype)
     same(morlfast.group_advantages, token_rewards=per_token, group_size=6, mask=mask, exact=False)
 
@@ -124,8 +124,16 @@ def test_what_would_raise_after_a_look_at_the_values() -> None:
     assert morlfast.group_advantages(rewards, 2, singleton="raise").isnan().tolist() == [True, False, False, False]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("rows", "columns"), [(5, 1), (301, 128), (64, 1000), (3, 50_000)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "dtype"),
+    [
+        (5, 1, torch.float32),
+        (64, 1000, torch.float32),
+        (3, 50_000, torch.float32),
+        *[(301, 128, d) for d in DTYPES[1:]],
+    ],
+    ids=str,
+)
 def test_returns(rows: int, columns: int, dtype: torch.dtype) -> None:
     shape = (rows, columns)
     rewards, values, mask = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype), torch.rand(shape) < 0.7
