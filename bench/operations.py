@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import advantages, hypervolume, indicators, overhead, pareto, tokens, weights
+from bench import advantages, hypervolume, indicators, overhead, pareto, returns, tokens, weights
 from bench.driver import Operation
 
 FAMILIES = {
@@ -11,6 +11,7 @@ FAMILIES = {
     "indicators": indicators.OPERATIONS,
     "weights": weights.OPERATIONS,
     "advantages": advantages.OPERATIONS,
+    "returns": returns.OPERATIONS,
     "tokens": tokens.OPERATIONS,
     "overhead": overhead.OPERATIONS,
 }

@@ -34,15 +34,26 @@ inline const uint8_t* read_mask(const MatrixView& view, int64_t row, int64_t col
     const S* source = static_cast<const S*>(view.data) + row * view.row_stride + column * view.column_stride;
     if constexpr (std::is_same_v<S, uint8_t>)
       if (view.column_stride == 1) return source;
-    for (int64_t j = 0; j < count; ++j) {
-      const S value = source[j * view.column_stride];
+    const auto flag = [](S value) -> uint8_t {
       if constexpr (std::is_same_v<S, bfloat16> || std::is_same_v<S, float16>)
-        buffer[j] = (value.bits & 0x7fff) != 0;
+        return (value.bits & 0x7fff) != 0;
       else
-        buffer[j] = value != 0;
-    }
+        return value != 0;
+    };
+    if (view.column_stride == 1)  // a loop of its own: the compiler vectorizes it
+      for (int64_t j = 0; j < count; ++j) buffer[j] = flag(source[j]);
+    else
+      for (int64_t j = 0; j < count; ++j) buffer[j] = flag(source[j * view.column_stride]);
     return buffer;
   });
+}
+
+/// Asks for `count` elements before they are read, where they lie side by side.
+inline void prefetch_row(const MatrixView& view, int64_t row, int64_t column, int64_t count) {
+  if (view.column_stride != 1) return;
+  const auto size = with_dtype(view.dtype, [](auto zero) { return static_cast<int64_t>(sizeof(zero)); });
+  const char* first = static_cast<const char*>(view.data) + (row * view.row_stride + column) * size;
+  for (int64_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch(first + byte);
 }
 
 }  // namespace morlfast

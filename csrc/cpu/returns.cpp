@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -12,10 +13,10 @@ namespace morlfast {
 namespace {
 
 // One row is one chain of a product, a sum and a selection, 7 cycles a token; eight rows side by side hide it. Pieces
-// are long, because memory is read ahead along a row, and small enough that the buffers of eight rows stay in the
-// cache.
+// are long, because a new page costs more than the buffers of eight rows (200 KB, in the second-level cache). At 2048 x
+// 1024 half of the time is arithmetic, half waits for memory: 16 bytes a token and the mask, or 34 MB.
 constexpr int kLanes = 8;
-constexpr int64_t kPiece = 512;
+constexpr int64_t kPiece = 1024;
 constexpr int64_t kPitch = kPiece + 8;  // rows of a power of two would share cache sets
 
 template <class F>
@@ -75,6 +76,44 @@ struct Chain {
   }
 };
 
+/// The mask of a piece, in runs of tokens: masks are long stretches of one value, and those need no selection.
+struct PieceMask {
+  enum Run : uint8_t { kNone, kSome, kAll };
+  static constexpr int64_t kRun = 64;
+
+  uint8_t buffer[kPiece];
+  const uint8_t* valid = nullptr;  // nullptr without a mask
+  Run runs[kPiece / kRun];
+
+  void read(const std::optional<MatrixView>& mask, int64_t row, int64_t column, int64_t count) {
+    if (!mask) return;
+    valid = read_mask(*mask, row, column, count, buffer);
+    for (int64_t first = 0; first < count; first += kRun) {
+      const auto length = static_cast<size_t>(std::min(kRun, count - first));
+      const bool none = valid[first] == 0 && std::memcmp(valid + first, valid + first + 1, length - 1) == 0;
+      runs[first / kRun] = none ? kNone : std::memchr(valid + first, 0, length) == nullptr ? kAll : kSome;
+    }
+  }
+
+  /// Calls visit(first, last, run) for each run, from the last to the first.
+  template <class Visit>
+  void each_run(int64_t count, const Visit& visit) const {
+    if (!valid) return visit(int64_t{0}, count, kAll);
+    for (int64_t first = (count - 1) / kRun * kRun; first >= 0; first -= kRun)
+      visit(first, std::min(first + kRun, count), runs[first / kRun]);
+  }
+
+  /// What is not valid becomes `value`.
+  void erase(double* values, double value, int64_t count) const {
+    if (!valid) return;
+    each_run(count, [&](int64_t first, int64_t last, Run run) {
+      if (run == kNone) std::fill(values + first, values + last, value);
+      if (run == kSome)
+        for (int64_t j = first; j < last; ++j) values[j] = valid[j] ? values[j] : value;
+    });
+  }
+};
+
 /// Part of a row.
 struct Segment {
   int64_t row, begin, end;
@@ -88,6 +127,8 @@ struct Cut {
     constexpr int64_t kLeast = 4096;  // tokens of a row that are worth a second scan
     const int64_t wanted = n >= int64_t{2} * kLanes ? 1 : (int64_t{4} * kLanes + n - 1) / n;
     parts = std::max<int64_t>(1, std::min(wanted, t / kLeast));
+    length = t;
+    if (parts == 1) return;
     length = ((t + parts - 1) / parts + kPiece - 1) / kPiece * kPiece;
     parts = (t + length - 1) / length;
   }
@@ -110,7 +151,7 @@ class Block {
       rows_.enter(scratch_[lane], segments_[lane]);
     }
     for (Chain& chain : chains_)
-      for (int lane = lanes_; lane < kLanes; ++lane) chain.pass(lane, 0, kPiece);
+      for (int lane = lanes_; lane < kLanes; ++lane) chain.pass(lane, 0, std::min(kPiece, length_));
   }
 
   /// `start[c][lane]` are the states of chain c.
@@ -157,6 +198,10 @@ class Block {
       for (int lane = 0; lane < lanes_; ++lane) count = std::max(count, place(lane, piece).second);
       for (int lane = 0; lane < lanes_; ++lane) {
         const auto [column, tokens] = place(lane, piece);
+        if (lane + 1 < lanes_) {
+          const auto [ahead, more] = place(lane + 1, piece);
+          rows_.prefetch(segments_[lane + 1].row, ahead, more);
+        }
         if (tokens > 0) rows_.prepare(scratch_[lane], segments_[lane].row, column, tokens, chains_, lane);
         for (Chain& chain : chains_) chain.pass(lane, tokens, count);
       }
@@ -218,8 +263,7 @@ struct LinearRows {
   static constexpr bool kReverse = reverse;
   static constexpr int kChains = 1;
   struct Scratch {
-    uint8_t valid_buffer[kPiece];
-    const uint8_t* valid;
+    PieceMask mask;
   };
 
   const MatrixView &x, &a;
@@ -227,6 +271,8 @@ struct LinearRows {
   int64_t columns;
   bool carry;
   T* y;
+
+  void prefetch(int64_t row, int64_t column, int64_t count) const { prefetch_row(x, row, column, count); }
 
   double start(int64_t row) const { return initial ? value_at(*initial, row, 0) : 0.0; }
 
@@ -238,20 +284,21 @@ struct LinearRows {
     std::copy(source, source + count, terms);
     source = read_row(a, row, column, count, buffer);
     std::copy(source, source + count, factors);
-    if (!mask) return;
-    const uint8_t* valid = scratch.valid = read_mask(*mask, row, column, count, scratch.valid_buffer);
-    for (int64_t j = 0; j < count; ++j) {
-      terms[j] = valid[j] ? terms[j] : 0.0;
-      factors[j] = valid[j] ? factors[j] : 1.0;
-    }
+    scratch.mask.read(mask, row, column, count);
+    scratch.mask.erase(terms, 0.0, count);
+    scratch.mask.erase(factors, 1.0, count);
   }
 
   void write(const Scratch& scratch, int64_t row, int64_t column, int64_t count, const double* const* states) const {
     T* target = y + row * columns + column;
-    if (mask && !carry)
-      for (int64_t j = 0; j < count; ++j) target[j] = narrowed<T>(scratch.valid[j] ? states[0][j] : 0.0);
-    else
-      for (int64_t j = 0; j < count; ++j) target[j] = narrowed<T>(states[0][j]);
+    scratch.mask.each_run(count, [&](int64_t first, int64_t last, PieceMask::Run run) {
+      if (run == PieceMask::kAll || carry)
+        for (int64_t j = first; j < last; ++j) target[j] = narrowed<T>(states[0][j]);
+      else if (run == PieceMask::kNone)
+        std::fill(target + first, target + last, T{});
+      else
+        for (int64_t j = first; j < last; ++j) target[j] = narrowed<T>(scratch.mask.valid[j] ? states[0][j] : 0.0);
+    });
   }
 };
 
@@ -261,14 +308,19 @@ struct GaeRows {
   static constexpr int kChains = decoupled ? 2 : 1;
   struct Scratch {
     double values[kPiece + 1];  // and that of the token behind
-    uint8_t valid_buffer[kPiece];
-    const uint8_t* valid;
+    PieceMask mask;
     double next_value;  // of the token behind the piece
   };
 
   const GaeInputs& in;
   int64_t columns;
   T *advantages, *returns;
+
+  void prefetch(int64_t row, int64_t column, int64_t count) const {
+    prefetch_row(in.rewards, row, column, count);
+    prefetch_row(in.values, row, column, count);
+    if (in.mask) prefetch_row(*in.mask, row, column, count);
+  }
 
   double start(int64_t) const { return 0.0; }
 
@@ -293,79 +345,90 @@ struct GaeRows {
     uint8_t flags[kPiece];
     const double* read = read_row(in.values, row, column, count, v);
     if (read != v) std::copy(read, read + count, v);
-    const uint8_t* valid = nullptr;
-    if (in.mask) valid = scratch.valid = read_mask(*in.mask, row, column, count, scratch.valid_buffer);
+    const PieceMask& mask = scratch.mask;
+    scratch.mask.read(in.mask, row, column, count);
 
     const double* next = v + 1;
     if (in.next_values) {
       next = read_row(*in.next_values, row, column, count, other_buffer);
-    } else if (valid) {
-      double value = scratch.next_value;
-      for (int64_t j = count - 1; j >= 0; --j) {
-        other_buffer[j] = value;
-        value = valid[j] ? v[j] : value;
-      }
-      scratch.next_value = value;
+    } else if (mask.valid) {
+      mask.each_run(count, [&](int64_t first, int64_t last, PieceMask::Run run) {
+        double value = scratch.next_value;
+        if (run == PieceMask::kAll) {
+          for (int64_t j = first; j < last; ++j) other_buffer[j] = v[j + 1];
+          other_buffer[last - 1] = std::exchange(value, v[first]);
+        } else if (run == PieceMask::kNone) {
+          std::fill(other_buffer + first, other_buffer + last, value);
+        } else {
+          for (int64_t j = last - 1; j >= first; --j) {
+            other_buffer[j] = value;
+            value = mask.valid[j] ? v[j] : value;
+          }
+        }
+        scratch.next_value = value;
+      });
       next = other_buffer;
     } else {
       v[count] = std::exchange(scratch.next_value, v[0]);
     }
 
-    // x = gamma V', a = gamma
+    // x = r + gamma V' - V
     if (in.gamma.column_stride == 0) {
       const double gamma = value_at(in.gamma, row, 0);
       for (int64_t j = 0; j < count; ++j) x[j] = gamma * next[j];
-      std::fill(a, a + count, gamma);
     } else {
       const double* gamma = read_row(in.gamma, row, column, count, buffer);
       for (int64_t j = 0; j < count; ++j) x[j] = gamma[j] * next[j];
-      std::copy(gamma, gamma + count, a);
     }
     if (in.terminated) {
       const uint8_t* terminated = read_mask(*in.terminated, row, column, count, flags);
       for (int64_t j = 0; j < count; ++j) x[j] = terminated[j] ? 0.0 : x[j];
     }
     const double* r = read_row(in.rewards, row, column, count, buffer);
-    if (valid)
-      for (int64_t j = 0; j < count; ++j) x[j] = valid[j] ? r[j] + x[j] - v[j] : 0.0;
-    else
-      for (int64_t j = 0; j < count; ++j) x[j] = r[j] + x[j] - v[j];
-    if (in.done) {
-      const uint8_t* done = read_mask(*in.done, row, column, count, flags);
-      for (int64_t j = 0; j < count; ++j) a[j] = done[j] ? 0.0 : a[j];
-    }
+    for (int64_t j = 0; j < count; ++j) x[j] = r[j] + x[j] - v[j];
+    mask.erase(x, 0.0, count);
+
+    const uint8_t* done = in.done ? read_mask(*in.done, row, column, count, flags) : nullptr;
+    discount(in.lam, row, column, count, mask, done, a);
     if constexpr (decoupled) {
       std::copy(x, x + count, chains[1].x[lane]);
-      std::copy(a, a + count, chains[1].a[lane]);
-      discount(in.returns_lam ? *in.returns_lam : in.lam, row, column, count, valid, chains[1].a[lane]);
+      discount(in.returns_lam ? *in.returns_lam : in.lam, row, column, count, mask, done, chains[1].a[lane]);
     }
-    discount(in.lam, row, column, count, valid, a);
   }
 
-  /// a = gamma lambda, 1 outside the mask
-  static void discount(const MatrixView& lam, int64_t row, int64_t column, int64_t count, const uint8_t* valid,
-                       double* a) {
-    double buffer[kPiece];
-    const double* lambda = read_row(lam, row, column, count, buffer);
-    if (valid)
-      for (int64_t j = 0; j < count; ++j) a[j] = valid[j] ? a[j] * lambda[j] : 1.0;
-    else
-      for (int64_t j = 0; j < count; ++j) a[j] *= lambda[j];
+  /// a = gamma lambda, 0 where done, 1 outside the mask
+  void discount(const MatrixView& lam, int64_t row, int64_t column, int64_t count, const PieceMask& mask,
+                const uint8_t* done, double* a) const {
+    if (in.gamma.column_stride == 0 && lam.column_stride == 0) {
+      std::fill(a, a + count, value_at(in.gamma, row, 0) * value_at(lam, row, 0));
+    } else {
+      double gamma_buffer[kPiece], lam_buffer[kPiece];
+      const double* gamma = read_row(in.gamma, row, column, count, gamma_buffer);
+      const double* lambda = read_row(lam, row, column, count, lam_buffer);
+      for (int64_t j = 0; j < count; ++j) a[j] = gamma[j] * lambda[j];
+    }
+    if (done)
+      for (int64_t j = 0; j < count; ++j) a[j] = done[j] ? 0.0 : a[j];
+    mask.erase(a, 1.0, count);
   }
 
   void write(const Scratch& scratch, int64_t row, int64_t column, int64_t count, const double* const* states) const {
     T *advantage = advantages + row * columns + column, *result = returns + row * columns + column;
-    const double *first = states[0], *second = states[kChains - 1], *v = scratch.values;
-    if (in.mask && !in.carry)
-      for (int64_t j = 0; j < count; ++j) {
-        advantage[j] = narrowed<T>(scratch.valid[j] ? first[j] : 0.0);
-        result[j] = narrowed<T>(scratch.valid[j] ? second[j] + v[j] : 0.0);
+    const double *own = states[0], *other = states[kChains - 1], *v = scratch.values;
+    scratch.mask.each_run(count, [&](int64_t first, int64_t last, PieceMask::Run run) {
+      if (run == PieceMask::kAll || in.carry) {
+        for (int64_t j = first; j < last; ++j) advantage[j] = narrowed<T>(own[j]);
+        for (int64_t j = first; j < last; ++j) result[j] = narrowed<T>(other[j] + v[j]);
+      } else if (run == PieceMask::kNone) {
+        std::fill(advantage + first, advantage + last, T{});
+        std::fill(result + first, result + last, T{});
+      } else {
+        for (int64_t j = first; j < last; ++j) {
+          advantage[j] = narrowed<T>(scratch.mask.valid[j] ? own[j] : 0.0);
+          result[j] = narrowed<T>(scratch.mask.valid[j] ? other[j] + v[j] : 0.0);
+        }
       }
-    else
-      for (int64_t j = 0; j < count; ++j) {
-        advantage[j] = narrowed<T>(first[j]);
-        result[j] = narrowed<T>(second[j] + v[j]);
-      }
+    });
   }
 };
 
@@ -375,18 +438,16 @@ struct Moments {
   int64_t count = 0;
 };
 
-constexpr int64_t kWhitenPiece = 1024;  // tokens
-
-/// Calls visit(values, valid or nullptr, count, column) for the pieces of a row.
+/// Calls visit(values, mask, count, column) for the pieces of a row.
 template <class Visit>
 void each_piece_of_row(const MatrixView& values, const std::optional<MatrixView>& mask, int64_t row, int64_t columns,
                        const Visit& visit) {
-  double buffer[kWhitenPiece];
-  uint8_t flags[kWhitenPiece];
-  for (int64_t column = 0; column < columns; column += kWhitenPiece) {
-    const int64_t count = std::min(kWhitenPiece, columns - column);
-    visit(read_row(values, row, column, count, buffer), mask ? read_mask(*mask, row, column, count, flags) : nullptr,
-          count, column);
+  double buffer[kPiece];
+  PieceMask piece;
+  for (int64_t column = 0; column < columns; column += kPiece) {
+    const int64_t count = std::min(kPiece, columns - column);
+    piece.read(mask, row, column, count);
+    visit(read_row(values, row, column, count, buffer), piece, count, column);
   }
 }
 
@@ -395,23 +456,54 @@ Moments moments_of_row(const MatrixView& values, const std::optional<MatrixView>
   constexpr int kSums = 8;  // an addition waits for the one before it in its own sum only
   double sum[kSums] = {}, squares[kSums] = {};
   Moments moments;
-  each_piece_of_row(values, mask, row, columns, [&](const double* v, const uint8_t* valid, int64_t count, int64_t) {
-    const auto add = [&](int64_t j, int s) {
-      const double distance = !valid || valid[j] ? v[j] - pivot : 0.0;
-      sum[s] += distance;
-      squares[s] += distance * distance;
-    };
-    int64_t j = 0;
-    for (; j + kSums <= count; j += kSums)
-      for (int s = 0; s < kSums; ++s) add(j + s, s);
-    for (int s = 0; j < count; ++j, ++s) add(j, s);
-    moments.count += valid ? count - std::count(valid, valid + count, uint8_t{0}) : count;
+  const auto add = [&](int s, double distance) {
+    sum[s] += distance;
+    squares[s] += distance * distance;
+  };
+  each_piece_of_row(values, mask, row, columns, [&](const double* v, const PieceMask& piece, int64_t count, int64_t) {
+    piece.each_run(count, [&](int64_t first, int64_t last, PieceMask::Run run) {
+      if (run == PieceMask::kSome) {
+        for (int64_t j = first; j < last; ++j) {
+          add(static_cast<int>(j % kSums), piece.valid[j] ? v[j] - pivot : 0.0);
+          moments.count += piece.valid[j] != 0;
+        }
+      } else if (run == PieceMask::kAll) {
+        double one[kSums], two[kSums];  // registers: what is captured by reference stays in memory
+        std::copy(sum, sum + kSums, one);
+        std::copy(squares, squares + kSums, two);
+        int64_t j = first;
+        for (; j + kSums <= last; j += kSums)
+          for (int s = 0; s < kSums; ++s) {
+            const double distance = v[j + s] - pivot;
+            one[s] += distance;
+            two[s] += distance * distance;
+          }
+        std::copy(one, one + kSums, sum);
+        std::copy(two, two + kSums, squares);
+        for (int s = 0; j < last; ++j, ++s) add(s, v[j] - pivot);
+        moments.count += last - first;
+      }
+    });
   });
   for (int s = 0; s < kSums; ++s) {
     moments.sum += sum[s];
     moments.squares += squares[s];
   }
   return moments;
+}
+
+struct Whitening {
+  double pivot, mean, factor, shift;
+};
+
+template <class T>
+void whiten_piece(const double* v, const PieceMask& mask, int64_t count, const Whitening w, T* result) {
+  mask.each_run(count, [=, &mask](int64_t first, int64_t last, PieceMask::Run run) {
+    if (run == PieceMask::kNone) return std::fill(result + first, result + last, T{});
+    for (int64_t j = first; j < last; ++j) result[j] = narrowed<T>((v[j] - w.pivot - w.mean) * w.factor + w.shift);
+    if (run == PieceMask::kSome)
+      for (int64_t j = first; j < last; ++j) result[j] = mask.valid[j] ? result[j] : T{};
+  });
 }
 
 /// The first value of the mask, or 0: any value of the sample loses at most log2(n) bits of the variance.
@@ -482,15 +574,12 @@ void whiten(const MatrixView& values, const std::optional<MatrixView>& mask, int
   const double factor = scale == 0 ? 0.0 : 1 / scale, shift = shift_mean ? 0.0 : pivot + mean;
   with_floating(values.dtype, [&](auto zero) {
     using T = decltype(zero);
+    const std::optional<MatrixView> none;
     parallel_for(rows, parallel, [&](int64_t row) {
-      T* target = static_cast<T*>(result) + row * columns;
-      const std::optional<MatrixView> none;
       each_piece_of_row(values, outside ? none : mask, row, columns,
-                        [&](const double* v, const uint8_t* valid, int64_t count, int64_t column) {
-                          for (int64_t j = 0; j < count; ++j) {
-                            const double whitened = (v[j] - pivot - mean) * factor + shift;
-                            target[column + j] = narrowed<T>(!valid || valid[j] ? whitened : 0.0);
-                          }
+                        [&](const double* v, const PieceMask& piece, int64_t count, int64_t column) {
+                          whiten_piece(v, piece, count, {pivot, mean, factor, shift},
+                                       static_cast<T*>(result) + row * columns + column);
                         });
     });
   });
