@@ -186,7 +186,7 @@ void check_whiten(Random& random) {
           continue;  // outside of nothing
         } else {
           if (constant && on) mean = x.at(i, {j});
-          want = (scale == 0 ? 0.0 : (x.at(i, {j}) - mean) / scale) + (shift_mean ? 0.0 : mean);
+          want = (x.at(i, {j}) - mean) * (scale == 0 ? 0.0 : 1 / scale) + (shift_mean ? 0.0 : mean);
         }
       }
       const double got = read(x.dtype(), results.get() + (i * rows.t + j) * static_cast<int64_t>(size_of(x.dtype())));
