@@ -834,7 +834,7 @@ def test_any_nonzero_element_counts():
 
 
 def test_lengths_with_num_tokens_are_a_mask():
-    rewards, lengths = normal(6), torch.tensor([0, 3, 5, 9, 1, 2])
+    rewards, lengths = normal(6), torch.tensor([0, 3, 5, 4, 1, 2])
     mask = torch.arange(5) < lengths[:, None]
     got = advantages(rewards, 3, lengths=lengths, num_tokens=5)
     assert torch.equal(got, advantages(rewards, 3, mask=mask))
@@ -974,3 +974,79 @@ def test_token_rewards_have_one_objective():
         advantages(None, 4, token_rewards=R, weights=torch.ones(3))
     with pytest.raises(ValueError, match="token_rewards"):
         advantages(None, 4, token_rewards=torch.ones(12))
+
+
+# Every pair of rules that meet in one group, by itself: random combinations are too many to meet them all.
+
+
+@pytest.mark.parametrize("scale", get_args(presets.Scale))
+@pytest.mark.parametrize("baseline", get_args(presets.Baseline))
+@pytest.mark.parametrize("aggregate", get_args(presets.Aggregate))
+@pytest.mark.parametrize("zero_variance", ["zero", "unscaled"])
+def test_every_baseline_and_scale_matches_exact_arithmetic(aggregate, baseline, scale, zero_variance):
+    rewards, weights = normal(30, 3).mul(4).round() / 4, torch.tensor([1.0, -0.5, 2.0], dtype=F64)
+    rewards[torch.rand(30, 3, generator=torch.Generator().manual_seed(4)) < 0.1] = NAN
+    rewards[20:24] = rewards[20]
+    rewards[21, :] += 1
+    labels = [0] * 1 + [1] * 2 + [2] * 17 + [3] * 4 + [4] * 6
+    lengths = list(range(30))
+    rules = {"aggregate": aggregate, "baseline": baseline, "scale": scale, "zero_variance": zero_variance}
+    for singleton in ("zero", "reward"):
+        rules |= {"singleton": singleton}
+        got = advantages(rewards, group_ids=torch.tensor(labels), weights=weights, lengths=lengths, **rules)
+        close(got, expected(rewards, labels, weights, lengths, **rules), 1e-9)
+
+
+@pytest.mark.parametrize("factor", [1e200, 1e-200, 1e-300])
+@pytest.mark.parametrize("scale", ["group", "batch", "leave_one_out"])
+@pytest.mark.parametrize("whiten", ["none", "rollouts", "tokens"])
+def test_scores_whose_squares_leave_float64_are_standardized(factor, scale, whiten):
+    rewards = torch.tensor([1.0, -1.0, 3.0, 0.0, 2.0, 5.0, -4.0, 1.5], dtype=F64)
+    options = {"scale": scale, "eps": 0.0, "whiten": whiten, "whiten_eps": 0.0, "lengths": [1, 2, 3, 4, 5, 6, 7, 8]}
+    close(advantages(rewards * factor, 4, **options), advantages(rewards, 4, **options))
+    if whiten != "none":
+        options |= {"scale": "none"}
+        close(advantages(rewards * factor, 4, **options), advantages(rewards, 4, **options))
+
+
+def test_every_layout_and_weights_of_one_give_the_same_bits():
+    rewards = normal(64, 21)
+    want = advantages(rewards, 8)
+    assert torch.equal(advantages(rewards.T.contiguous().T, 8), want)
+    assert torch.equal(advantages(rewards, 8, weights=torch.ones(21)), want)
+
+
+@pytest.mark.parametrize(
+    "labels", [[("a", 1), ("b", 2), ("a", 1)], [2**70, 1, 2**70], [uuid.UUID(int=1), "x", uuid.UUID(int=1)]]
+)
+def test_lists_of_other_labels(labels):
+    assert advantages([1.0, 5.0, 3.0], group_ids=labels, scale="none").tolist() == [-1.0, 0.0, 1.0]
+
+
+def test_rows_of_ids_may_be_lists():
+    assert advantages([1.0, 5.0, 3.0], group_ids=[[1, 2], [2, 1], [1, 2]], scale="none").tolist() == [-1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_masks_that_the_operator_cannot_read_are_compared_with_zero(dtype):
+    mask = torch.tensor([[1, 0], [1, 1]]).to(dtype)
+    assert advantages([1.0, 3.0], 2, mask=mask, scale="none").tolist() == [[-1.0, 0.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("lengths", [[-1, 1], [1, 3]])
+def test_lengths_must_fit_num_tokens(lengths):
+    with pytest.raises(ValueError, match="lengths: expected values from 0 to 2"):
+        advantages([1.0, 3.0], 2, lengths=lengths, num_tokens=2)
+
+
+@pytest.mark.parametrize("name", ["preset", "method", "scale", "nan"])
+@pytest.mark.parametrize("value", [["grpo"], {}, 3])
+def test_rules_are_words(name, value):
+    with pytest.raises((TypeError, ValueError), match=f"{name}: expected"):
+        advantages(R, 4, **{name: value})
+
+
+def test_ids_in_steps_that_a_multiplicative_hash_would_merge():
+    inverse = pow(0x9E3779B97F4A7C15, -1, 2**64)
+    ids = torch.tensor([(i * inverse + 2**63) % 2**64 - 2**63 for i in range(40000)])
+    assert (advantages(normal(40000), group_ids=ids) == 0).all()

@@ -271,6 +271,23 @@ def test_each_rank_has_its_tokens(ranks, options):
         assert torch.equal(got[:, 7:], torch.zeros(want[rows].shape[0], rank))
 
 
+def from_tokens(tokens: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    return morlfast.group_advantages(token_rewards=tokens, process_group=dist.group.WORLD, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("nan", ["skip", "propagate", "zero", "skip_reward"])
+def test_token_rewards_are_summed_as_on_one_rank(ranks, dtype, nan):
+    tokens = (scores(N, 50) + 1e4).to(dtype)
+    tokens[2, 3] = tokens[5] = NAN
+    tokens[9, 1], tokens[9, 2] = float("inf"), 1.0
+    ids = torch.arange(N) % 4
+    want = morlfast.group_advantages(token_rewards=tokens, group_ids=ids, nan=nan)
+    arguments = [(tokens[rows], {"group_ids": ids[rows], "nan": nan}) for rows in rows_of_ranks(ranks)]
+    got = torch.cat(ranks.run(from_tokens, arguments))
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
 def into_out(rewards: torch.Tensor, options: dict[str, Any]) -> tuple[bool, torch.Tensor]:
     out = torch.full_like(rewards, NAN)
     got = morlfast.group_advantages(rewards, process_group=dist.group.WORLD, out=out, **options)

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parallel.hpp"
+#include "read_row.hpp"
 #include "simd.hpp"
 #include "workspace.hpp"
 
@@ -22,15 +23,23 @@ constexpr int64_t kChunk = 4096;
 // Inside this file NaN is a value that is not scored, and an infinite one makes everything NaN in the end that
 // depends on it.
 
+/// Whether a sum of squares lost nothing that matters to overflow or underflow. 0 is in doubt: squares may have
+/// vanished.
+bool in_range(double squares) { return squares > 0x1p-900 && squares < 0x1p1000; }
+
+/// The power of two that brings `largest` near 1, where its square is in range.
+double scale_of(double largest) { return std::ldexp(1.0, -std::clamp(std::ilogb(largest), -1000, 1000)); }
+
 /// Mean and deviation of weighted values, in two passes about the first value, so that equal values give exactly 0.
 struct Moments {
   double pivot = 0, sum = 0, squares = 0, count = 0;
   double centre = 0;  // mean minus pivot: subtracted after the pivot, the mean itself is never rounded
+  double scale = 1;   // of what was squared
 
   double centred(double value) const { return (value - pivot) - centre; }
   double deviation(int64_t ddof) const {
     const double freedom = count - static_cast<double>(ddof);
-    return freedom > 0 ? std::sqrt(squares / freedom) : 0;
+    return freedom > 0 ? std::sqrt(squares / freedom) / scale : 0;
   }
   bool finite() const { return std::isfinite(pivot) && std::isfinite(sum); }
 };
@@ -57,10 +66,27 @@ Moments batch_moments(int64_t n, bool parallel, const Weight& weight, const Valu
   });
   for (const Moments& part : parts) all.sum += part.sum, all.count += part.count;
   all.centre = all.count > 0 ? all.sum / all.count : 0;
-  parallel_for(chunks, parallel, [&](int64_t c) {
-    each_value(c, [&](double w, double x) { parts[c].squares += w * all.centred(x) * all.centred(x); });
-  });
-  for (const Moments& part : parts) all.squares += part.squares;
+  const auto add_squares = [&] {
+    all.squares = 0;
+    parallel_for(chunks, parallel, [&](int64_t c) {
+      parts[c].squares = 0;
+      each_value(c, [&](double w, double x) {
+        const double scaled = all.centred(x) * all.scale;
+        parts[c].squares += w * scaled * scaled;
+      });
+    });
+    for (const Moments& part : parts) all.squares += part.squares;
+  };
+  add_squares();
+  if (all.finite() && !in_range(all.squares)) {
+    double largest = 0;
+    for (int64_t c = 0; c < chunks; ++c)
+      each_value(c, [&](double, double x) { largest = std::max(largest, std::fabs(all.centred(x))); });
+    if (largest > 0) {
+      all.scale = scale_of(largest);
+      add_squares();
+    }
+  }
   return all;
 }
 
@@ -82,6 +108,18 @@ struct Problem {
   const AdvantageRules& rules;
   const int64_t* lengths;
   bool parallel;
+};
+
+/// Every eighth term of a sum, so that an addition need not wait for the last.
+struct Lanes {
+  static constexpr int64_t kCount = 8;
+  double sums[kCount] = {};
+
+  double total() {
+    for (int64_t width = kCount / 2; width > 0; width /= 2)
+      for (int64_t lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
+    return sums[0];
+  }
 };
 
 /// (n, m) rewards or weights.
@@ -117,19 +155,16 @@ class Rewards {
     if (unscored_ == unscored_)
       for (int64_t k = 0; k < m; ++k) out[k] = scored(out[k]);
   }
-  /// Sum of a row without NaN, else NaN; in lanes, as adding one to the other would wait for each addition.
+  /// Sum of a row without NaN, else NaN; in the order of weighted_sum.
   double plain_sum(int64_t i, int64_t m) const {
-    constexpr int64_t kLanes = 16;
-    if (matrix_.column_stride != 1 || m < kLanes) return kNan;
+    if (matrix_.column_stride != 1) return kNan;
     const T* row = matrix_.data + i * matrix_.row_stride;
-    double lanes[kLanes] = {};
+    Lanes lanes;
     int64_t k = 0;
-    for (; k + kLanes <= m; k += kLanes)
-      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += static_cast<double>(row[k + lane]);
-    for (int64_t lane = 0; k + lane < m; ++lane) lanes[lane] += static_cast<double>(row[k + lane]);
-    for (int64_t width = kLanes / 2; width > 0; width /= 2)
-      for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-    return lanes[0];
+    for (; k + Lanes::kCount <= m; k += Lanes::kCount)
+      for (int64_t lane = 0; lane < Lanes::kCount; ++lane) lanes.sums[lane] += static_cast<double>(row[k + lane]);
+    for (int64_t lane = 0; k + lane < m; ++lane) lanes.sums[lane] += static_cast<double>(row[k + lane]);
+    return m > 0 ? lanes.total() : kNan;
   }
 
  private:
@@ -166,6 +201,8 @@ class GroupNormalizer {
   /// `batch`: the moments of each column, where the rules ask for them.
   GroupNormalizer(const AdvantageRules& rules, int64_t m, const Moments* batch)
       : rules_(rules), m_(m), batch_(batch), pivot_(m), centre_(m), count_(m), squares_(m), columns_(m) {}
+
+  int64_t first_row = 0;  ///< of the group, for errors
 
   /// values (rows, m), NaN where not scored, become (value - baseline) / divisor; `lengths` (rows) or nullptr.
   void normalize(double* values, int64_t rows, const double* lengths) {
@@ -209,9 +246,20 @@ class GroupNormalizer {
     if ((of_group() && !finite) || (of_batch() && !batch_[k].finite())) return fill(values, rows, kInfinity);
     const bool alone = count == 1 && of_group();
     if (alone && rules_.singleton == Singleton::raise)
-      throw std::invalid_argument("singleton: a group has only one scored rollout, which \"raise\" forbids");
+      throw std::invalid_argument(
+          "singleton: expected at least two scored rollouts a group, got one in the group of row " +
+          std::to_string(first_row));
     if (alone && rules_.singleton == Singleton::nan) return fill(values, rows, kInfinity);
     if (alone && rules_.singleton == Singleton::zero) return fill(values, rows, 0);
+
+    const bool of_others = rules_.scale == Scale::leave_one_out && !alone;
+    double deviation = 1;
+    if (of_others)
+      deviations_of_others(values, rows);
+    else if (rules_.scale == Scale::batch)
+      deviation = batch_[k].deviation(rules_.ddof);
+    else if (rules_.scale == Scale::group && !alone)
+      deviation = deviation_of_group(values, rows, k);
 
     double pivot = pivot_[k], centre = centre_[k], stretch = 1;
     if (rules_.baseline == Baseline::none || (alone && rules_.baseline != Baseline::batch)) {
@@ -226,26 +274,33 @@ class GroupNormalizer {
       keep_the_largest(values, rows);
       pivot = centre = 0;
     }
-    if (rules_.scale == Scale::leave_one_out && !alone) {
-      deviations_of_others(values, rows);
+    if (of_others) {
       for (int64_t i = 0; i < rows; ++i) {
         double& value = values[i * m_];
         if (!std::isnan(value)) value = scaled(((value - pivot) - centre) * stretch, deviations_[i]);
       }
       return;
     }
-    double deviation = 1;
-    if (rules_.scale == Scale::batch)
-      deviation = batch_[k].deviation(rules_.ddof);
-    else if (rules_.scale == Scale::group && !alone) {
-      const double freedom = count - static_cast<double>(rules_.ddof);
-      deviation = freedom > 0 ? std::sqrt(squares_[k] / freedom) : 0;
-    }
     if (rules_.scale == Scale::none) return columns_.set(k, pivot, centre, 1 / stretch);
     if (deviation > rules_.least_std)
       return columns_.set(k, pivot, centre, divisor(deviation, rules_.eps, rules_.eps_to) / stretch);
     if (rules_.zero_variance == ZeroVariance::unscaled) return columns_.set(k, pivot, centre, 1 / stretch);
     fill(values, rows, rules_.zero_variance == ZeroVariance::zero ? 0 : kInfinity);
+  }
+
+  double deviation_of_group(const double* values, int64_t rows, int64_t k) const {
+    const double freedom = count_[k] - static_cast<double>(rules_.ddof);
+    if (freedom <= 0) return 0;
+    if (in_range(squares_[k])) return std::sqrt(squares_[k] / freedom);
+    const auto centred = [&](int64_t i) {
+      return std::isnan(values[i * m_]) ? 0 : (values[i * m_] - pivot_[k]) - centre_[k];
+    };
+    double largest = 0, squares = 0;
+    for (int64_t i = 0; i < rows; ++i) largest = std::max(largest, std::fabs(centred(i)));
+    if (largest == 0) return 0;
+    const double scale = scale_of(largest);
+    for (int64_t i = 0; i < rows; ++i) squares += (centred(i) * scale) * (centred(i) * scale);
+    return std::sqrt(squares / freedom) / scale;
   }
 
   double scaled(double centred, double deviation) const {
@@ -304,12 +359,17 @@ class GroupNormalizer {
       if (!std::isnan(values[i * m_])) few[found++] = values[i * m_];
     std::sort(few, few + found);
     const double pivot = few[found / 2];
+    double largest = 0;
+    for (int64_t i = 0; i < rows; ++i)
+      if (!std::isnan(values[i * m_])) largest = std::max(largest, std::fabs(values[i * m_] - pivot));
+    const double scale = in_range(largest * largest) ? 1 : scale_of(largest);
+    const auto shifted = [&](int64_t i) { return (values[i * m_] - pivot) * scale; };
     deviations_.resize(rows);
     means_.resize(rows);
     Running before;
     for (int64_t i = 0; i < rows; ++i) {
       deviations_[i] = before.squares, means_[i] = before.mean;
-      if (!std::isnan(values[i * m_])) before.add(values[i * m_] - pivot);
+      if (!std::isnan(values[i * m_])) before.add(shifted(i));
     }
     const double others = before.count - 1, freedom = others - static_cast<double>(rules_.ddof);
     Running after;
@@ -318,8 +378,8 @@ class GroupNormalizer {
       const double left = others - after.count;
       const double delta = left > 0 && after.count > 0 ? after.mean - means_[i] : 0;
       const double squares = deviations_[i] + after.squares + delta * delta * (left * after.count / others);
-      deviations_[i] = freedom > 0 ? std::sqrt(squares / freedom) : 0;
-      after.add(values[i * m_] - pivot);
+      deviations_[i] = freedom > 0 ? std::sqrt(squares / freedom) / scale : 0;
+      after.add(shifted(i));
     }
   }
 
@@ -343,42 +403,48 @@ std::vector<Moments> moments_of_batch(const Problem& p, int64_t columns, const V
   return moments;
 }
 
-/// Calls body(normalizer, values, lengths, first place, rows) for every group; `values` has room for its columns.
+/// What a thread needs for a group: room for its columns, its token counts, the weights of one rollout.
+struct Scratch {
+  std::vector<double> values, lengths, weights;
+};
+
+/// Calls body(normalizer, scratch, first place, rows) for every group.
 template <class Body>
 void each_group(const Problem& p, int64_t columns, const std::vector<Moments>& batch, const Body& body) {
   constexpr int64_t kGroupsAtOnce = 64;
   const int64_t runs = (p.groups.count() + kGroupsAtOnce - 1) / kGroupsAtOnce;
   parallel_for(runs, p.parallel, [&](int64_t run) {
     GroupNormalizer normalizer(p.rules, columns, batch.data());
-    std::vector<double> values, lengths;
+    Scratch scratch;
+    scratch.weights.resize(p.m);
     for (int64_t g = run * kGroupsAtOnce; g < std::min(p.groups.count(), (run + 1) * kGroupsAtOnce); ++g) {
       const int64_t begin = p.groups.begin(g), rows = p.groups.end(g) - begin;
-      values.resize(rows * columns);
+      scratch.values.resize(rows * columns);
       if (p.rules.baseline == Baseline::length_weighted) {
-        lengths.resize(rows);
+        scratch.lengths.resize(rows);
         for (int64_t place = 0; place < rows; ++place)
-          lengths[place] = static_cast<double>(p.lengths[p.groups.row(begin + place)]);
+          scratch.lengths[place] = static_cast<double>(p.lengths[p.groups.row(begin + place)]);
       }
-      body(normalizer, values, lengths, begin, rows);
+      normalizer.first_row = rows > 0 ? p.groups.row(begin) : 0;
+      body(normalizer, scratch, begin, rows);
     }
   });
 }
 
 /// s_i = sum over the scored objectives of w_k values[k], NaN without any.
 double weighted_sum(const Problem& p, const double* weights, const double* values) {
-  constexpr int64_t kLanes = 4;  // so that an addition need not wait for the last
-  double sums[kLanes] = {}, counts[kLanes] = {};
+  Lanes sums, counts;
   const auto add = [&](int64_t lane, int64_t k) {
     const bool scored = values[k] == values[k];
-    sums[lane] += scored ? weights[k] * values[k] : 0;
-    counts[lane] += scored ? 1 : 0;
+    sums.sums[lane] += scored ? weights[k] * values[k] : 0;
+    counts.sums[lane] += scored ? 1 : 0;
   };
   int64_t k = 0;
-  for (; k + kLanes <= p.m; k += kLanes)
-    for (int64_t lane = 0; lane < kLanes; ++lane) add(lane, k + lane);
+  for (; k + Lanes::kCount <= p.m; k += Lanes::kCount)
+    for (int64_t lane = 0; lane < Lanes::kCount; ++lane) add(lane, k + lane);
   for (int64_t lane = 0; k + lane < p.m; ++lane) add(lane, k + lane);
-  if ((counts[0] + counts[1]) + (counts[2] + counts[3]) == 0 && p.rules.nan != NanRewards::skip_reward) return kNan;
-  const double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  if (counts.total() == 0 && p.rules.nan != NanRewards::skip_reward) return kNan;
+  const double sum = sums.total();
   return std::isnan(sum) ? kInfinity : sum;
 }
 
@@ -395,10 +461,11 @@ void sum_then_normalize(const Problem& p, const Rewards<R>& rewards, const Weigh
     }
   });
   const std::vector<Moments> batch = moments_of_batch(p, 1, [&](int64_t i, int64_t) { return scores[i]; });
-  each_group(p, 1, batch, [&](auto& normalizer, auto& values, auto& lengths, int64_t begin, int64_t rows) {
-    if (p.groups.contiguous()) return normalizer.normalize(scores + begin, rows, lengths.data());
+  each_group(p, 1, batch, [&](GroupNormalizer& normalizer, Scratch& scratch, int64_t begin, int64_t rows) {
+    if (p.groups.contiguous()) return normalizer.normalize(scores + begin, rows, scratch.lengths.data());
+    std::vector<double>& values = scratch.values;
     for (int64_t place = 0; place < rows; ++place) values[place] = scores[p.groups.row(begin + place)];
-    normalizer.normalize(values.data(), rows, lengths.data());
+    normalizer.normalize(values.data(), rows, scratch.lengths.data());
     for (int64_t place = 0; place < rows; ++place) scores[p.groups.row(begin + place)] = values[place];
   });
 }
@@ -407,13 +474,13 @@ void sum_then_normalize(const Problem& p, const Rewards<R>& rewards, const Weigh
 template <class R, class W>
 void normalize_then_sum(const Problem& p, const Rewards<R>& rewards, const Weights<W>& weights, double* scores) {
   const std::vector<Moments> batch = moments_of_batch(p, p.m, rewards);
-  each_group(p, p.m, batch, [&](auto& normalizer, auto& values, auto& lengths, int64_t begin, int64_t rows) {
-    std::vector<double> weight(p.m);
-    for (int64_t place = 0; place < rows; ++place) rewards.read(p.groups.row(begin + place), p.m, &values[place * p.m]);
-    normalizer.normalize(values.data(), rows, lengths.data());
+  each_group(p, p.m, batch, [&](GroupNormalizer& normalizer, Scratch& scratch, int64_t begin, int64_t rows) {
+    double* values = scratch.values.data();
+    for (int64_t place = 0; place < rows; ++place) rewards.read(p.groups.row(begin + place), p.m, values + place * p.m);
+    normalizer.normalize(values, rows, scratch.lengths.data());
     for (int64_t place = 0; place < rows; ++place) {
       const int64_t i = p.groups.row(begin + place);
-      scores[i] = weighted_sum(p, weights.row(i, weight.data()), values.data() + place * p.m);
+      scores[i] = weighted_sum(p, weights.row(i, scratch.weights.data()), values + place * p.m);
     }
   });
 }
@@ -455,31 +522,27 @@ T advantage_of(double score) {
     return static_cast<T>(static_cast<float>(advantage));
 }
 
-/// f(pointer to the mask's element [0, 0])
-template <class F>
-void with_mask(const MatrixView& mask, const F& f) {
-  with_dtype(mask.dtype, [&](auto zero) { f(static_cast<const decltype(zero)*>(mask.data)); });
-}
+constexpr int64_t kTokensAtOnce = 2048;
 
-template <class T>
-bool is_set(T element) {
-  if constexpr (std::is_same_v<T, bfloat16> || std::is_same_v<T, float16>)
-    return (element.bits & 0x7fff) != 0;
-  else
-    return element != T{0};
+/// Calls visit(first token, flags, count) for the tokens of a row, a piece at a time; flags are bytes, nonzero where
+/// set.
+template <class Visit>
+void each_piece(const MatrixView& mask, int64_t row, int64_t tokens, const Visit& visit) {
+  uint8_t buffer[kTokensAtOnce];
+  for (int64_t first = 0; first < tokens; first += kTokensAtOnce) {
+    const int64_t count = std::min(kTokensAtOnce, tokens - first);
+    visit(first, read_mask(mask, row, first, count, buffer), count);
+  }
 }
 
 /// The tokens of each row of the mask.
 void count_tokens(const MatrixView& mask, int64_t rows, int64_t tokens, int64_t* counts) {
-  with_mask(mask, [&](const auto* data) {
-    parallel_for(rows, rows * tokens >= 65536, [&](int64_t i) {
-      const auto* row = data + i * mask.row_stride;
-      int64_t count = 0;
-      if (mask.column_stride == 1)
-        for (int64_t t = 0; t < tokens; ++t) count += is_set(row[t]);
-      else
-        for (int64_t t = 0; t < tokens; ++t) count += is_set(row[t * mask.column_stride]);
-      counts[i] = count;
+  parallel_for(rows, rows * tokens >= 65536, [&](int64_t i) {
+    counts[i] = 0;
+    each_piece(mask, i, tokens, [&](int64_t, const uint8_t* flags, int64_t count) {
+      int32_t set = 0;
+      for (int64_t t = 0; t < count; ++t) set += flags[t] != 0;
+      counts[i] += set;
     });
   });
 }
@@ -487,15 +550,11 @@ void count_tokens(const MatrixView& mask, int64_t rows, int64_t tokens, int64_t*
 /// advantages (n, tokens): the rollout's where the mask is set, 0 elsewhere.
 template <class T>
 void spread(const double* scores, const MatrixView& mask, int64_t n, int64_t tokens, T* advantages) {
-  with_mask(mask, [&](const auto* data) {
-    parallel_for(n, n * tokens >= 65536, [&](int64_t i) {
-      const auto* row = data + i * mask.row_stride;
-      const T own = advantage_of<T>(scores[i]), none{};
-      T* out = advantages + i * tokens;
-      if (mask.column_stride == 1)
-        for (int64_t t = 0; t < tokens; ++t) out[t] = is_set(row[t]) ? own : none;
-      else
-        for (int64_t t = 0; t < tokens; ++t) out[t] = is_set(row[t * mask.column_stride]) ? own : none;
+  parallel_for(n, n * tokens >= 65536, [&](int64_t i) {
+    const T own = advantage_of<T>(scores[i]), none{};
+    each_piece(mask, i, tokens, [&](int64_t first, const uint8_t* flags, int64_t count) {
+      T* out = advantages + i * tokens + first;
+      for (int64_t t = 0; t < count; ++t) out[t] = flags[t] ? own : none;
     });
   });
 }

@@ -1,5 +1,6 @@
 #include "morlfast/groups.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstring>
@@ -9,8 +10,13 @@
 namespace morlfast {
 namespace {
 
-// 2^64 / golden ratio: the high bits of a product with it are a hash (Fibonacci hashing).
-constexpr uint64_t kGolden = 0x9e3779b97f4a7c15u;
+constexpr uint64_t kGolden = 0x9e3779b97f4a7c15u;  // 2^64 / golden ratio
+
+/// Every bit of the key in the high bits, also of keys in steps of anything.
+uint64_t mixed(uint64_t key) {
+  key = (key ^ key >> 32) * kGolden;
+  return (key ^ key >> 29) * kGolden;
+}
 
 /// Open addressing over at most half-full slots, each with an entry's number or -1.
 class Slots {
@@ -22,7 +28,7 @@ class Slots {
   /// The slot of an entry that is_same(number), or the free slot where it belongs.
   template <class IsSame>
   int32_t& find(uint64_t key, const IsSame& is_same) {
-    uint64_t slot = key * kGolden >> shift_;
+    uint64_t slot = mixed(key) >> shift_;
     while (slots_[slot] >= 0 && !is_same(slots_[slot])) slot = (slot + 1) & (slots_.size() - 1);
     return slots_[slot];
   }
@@ -103,7 +109,7 @@ void group_rows(const void* data, int64_t row_stride_bytes, int64_t bytes, int64
   Slots slots(rows);
   for (int64_t i = 0; i < rows; ++i) {
     int32_t& lowest = slots.find(hashes[i], [&](int32_t other) {
-      return hashes[other] == hashes[i] && std::memcmp(row(other), row(i), static_cast<std::size_t>(bytes)) == 0;
+      return hashes[other] == hashes[i] && std::equal(row(other), row(other) + bytes, row(i));
     });
     if (lowest < 0) lowest = static_cast<int32_t>(i);
     first[i] = lowest;

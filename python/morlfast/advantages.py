@@ -19,6 +19,7 @@ from morlfast._arguments import (
     as_integers,
     as_number,
     as_tensor,
+    check_lengths,
     same_device,
 )
 from morlfast.advantage_presets import (
@@ -57,6 +58,10 @@ _RULES = tuple(rule.name for rule in fields(AdvantageRules))  # in the order of 
 _LENGTH_WEIGHTED = _WORDS["baseline"]["length_weighted"]
 _BY_TOKENS = _WORDS["whiten"]["tokens"]
 _PROPAGATE, _RAISE = _WORDS["nan"]["propagate"], _WORDS["nan"]["raise"]
+_SKIPS = _WORDS["nan"]["skip"], _WORDS["nan"]["skip_reward"]
+# Dtypes of a mask that the operator reads as they are.
+_READ = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_READ |= {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 
 def group_advantages(
@@ -104,8 +109,8 @@ def group_advantages(
     checked against.
 
     Args:
-        rewards: (N,), or (N, M) for M objectives; float32, float64, bfloat16 or float16. Integers and bools become
-            float32.
+        rewards: (N,), or (N, M) for M objectives; float32, float64, bfloat16 or float16. Integers, bools and lists of
+            Python's numbers become float32.
         group_size: rollouts a group; groups are contiguous and N is a multiple.
         group_ids: instead: (N,) integers, or a list or NumPy array of strings or other labels, equal for rollouts of
             one group, in any order; or (N, S) integers, such as prompts, whose equal rows are one group.
@@ -118,9 +123,9 @@ def group_advantages(
         preset, method: a row of rules; method None is the first of the preset.
         aggregate: ``"sum_then_normalize"`` or ``"normalize_then_sum"`` (each objective by itself, GDPO).
         baseline: ``"group"`` (its mean), ``"leave_one_out"`` (mean of the group's other rollouts), ``"batch"`` (mean of
-            all), ``"length_weighted"`` (:math:`\sum_j L_j r_j / \sum_j L_j` with token counts L, OPO), ``"runner_up"``
-            (only the largest of a group, of equal ones the first, has an advantage: its distance to the second
-            largest), ``"none"``.
+            all), ``"length_weighted"`` (:math:`\sum_j L_j r_j / \sum_j L_j` with token counts L, OPO; without tokens
+            the mean), ``"runner_up"`` (only the largest of a group, of equal ones the first, has an advantage: its
+            distance to the second largest), ``"none"``.
         scale: whose standard deviation divides: ``"group"``, ``"batch"``, ``"leave_one_out"`` (of the group's other
             rollouts) or ``"none"``.
         eps, eps_to: the divisor is std + eps (``"std"``), sqrt(var + eps) (``"variance"``) or max(std, eps)
@@ -140,7 +145,8 @@ def group_advantages(
             deviation.
         process_group: groups span the ranks of this group: the result is that of all ranks' rows in rank order, whose
             numbers may differ. A small all-reduce and one of all rows; labels are compared by 128-bit digests. Waits.
-        out: contiguous tensor of the result's shape and dtype, to be written and returned.
+        out: contiguous tensor of the result's shape and dtype, to be written and returned; shares no memory with the
+            other arguments.
 
     Returns:
         (N,), or (N, T) with 0 for tokens that do not count; dtype (bfloat16 and float16 too) and device of ``rewards``.
@@ -148,7 +154,8 @@ def group_advantages(
 
     Statistics are two-pass in float64 about a group's first score: equal scores have exactly no deviation and exactly
     the mean that they have, whatever they round to, and so do equal scores of a rollout's others. A group with an
-    infinite score becomes NaN, and with statistics of the batch all rollouts do. O(N M + N T).
+    infinite score becomes NaN, and with statistics of the batch all rollouts do; so do scores whose differences or sums
+    leave float64. O(N M + N T).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -164,9 +171,7 @@ def group_advantages(
             [ 1.,  1.]])
     """
     rewards = _as_rewards(rewards, token_rewards)
-    if (preset, method) not in _CODES:
-        rules_of(preset, method)  # says which there are
-    codes = list(_CODES[preset, method])
+    codes = list(_codes_of(preset, method))
     given = (aggregate, baseline, scale, eps, eps_to, ddof, singleton, zero_variance, least_std, nan)
     for place, value in enumerate((*given, whiten, whiten_eps, whiten_eps_to, whiten_ddof)):
         if value is not None:
@@ -184,13 +189,22 @@ def group_advantages(
         rule = 'baseline="length_weighted"' if codes[1] == _LENGTH_WEIGHTED else 'whiten="tokens"'
         raise ValueError(f"mask, lengths: expected one of them, by which {rule} counts tokens")
     if process_group is not None:
-        if token_rewards is not None:  # their sums travel, NaN for a rollout without any score
-            unscored = rewards.isnan().all(1)
-            rewards = _ops.group_advantages(rewards, 1, baseline=0, scale=0, nan=codes[9]).masked_fill_(
-                unscored, math.nan
-            )
+        dtype = rewards.dtype
+        if token_rewards is not None:
+            rewards = _token_sums(rewards, codes[9])
         return _over_ranks(
-            process_group, rewards, group_size, group_ids, offsets, weights, lengths, mask, codes, counts_tokens, out
+            process_group,
+            rewards,
+            group_size,
+            group_ids,
+            offsets,
+            weights,
+            lengths,
+            mask,
+            codes,
+            counts_tokens,
+            dtype,
+            out,
         )
     size, ids, bounds = _as_groups(group_size, group_ids, offsets, rewards)
     if out is None:
@@ -255,7 +269,11 @@ def _are_labels(group_ids: Any) -> bool:
         return kind not in "iubfc"  # numbers of the wrong kind get the error of a tensor
     if not isinstance(group_ids, (list, tuple)):
         return False
-    return any(not isinstance(label, (int, float, list, tuple)) or isinstance(label, bool) for label in group_ids)
+    return not all(
+        isinstance(label, (float, list))
+        or (isinstance(label, int) and -(2**63) <= label < 2**63 and not isinstance(label, bool))
+        for label in group_ids
+    )
 
 
 def _as_weights(weights: Any, rewards: Tensor) -> Tensor:
@@ -285,7 +303,7 @@ def _as_tokens(mask: Any, lengths: Any, num_tokens: Any, rewards: Tensor) -> tup
         if tensor.dim() != 2 or tensor.shape[0] != rows:
             raise ValueError(f"mask: expected shape ({rows}, T), got {tuple(tensor.shape)}")
         same_device("rewards", rewards, "mask", tensor)
-        return tensor.detach(), None
+        return tensor.detach() if tensor.dtype in _READ else tensor != 0, None
     if lengths is None:
         return None, None
     tensor = as_integers(lengths, "lengths", "rewards", rewards)
@@ -296,7 +314,17 @@ def _as_tokens(mask: Any, lengths: Any, num_tokens: Any, rewards: Tensor) -> tup
     tokens = as_integer(num_tokens, "num_tokens")
     if tokens < 0:
         raise ValueError(f"num_tokens: expected an int >= 0, got {tokens}")
+    check_lengths(tensor, tokens)
     return torch.arange(tokens, device=rewards.device) < tensor[:, None], None
+
+
+def _token_sums(token_rewards: Tensor, nan: int) -> Tensor:
+    """The sums that the operator would take, in float64: infinite what it would poison, NaN what has no score."""
+    sums = _ops.group_advantages(token_rewards.double(), 1, baseline=0, scale=0, nan=nan)
+    sums.masked_fill_(sums.isnan(), math.inf)
+    if nan in _SKIPS:
+        sums.masked_fill_(token_rewards.isnan().all(1), math.nan)
+    return sums
 
 
 def _check_out(out: Any, rewards: Tensor, mask: Tensor | None) -> None:
@@ -324,6 +352,7 @@ def _over_ranks(
     mask: Tensor | None,
     codes: list[Any],
     counts_tokens: bool,
+    dtype: torch.dtype,
     out: Tensor | None,
 ) -> Tensor:
     """The advantages of all ranks' rows, on every rank; this rank's part of them."""
@@ -364,12 +393,14 @@ def _over_ranks(
     if rewards.dim() == 1:
         all_rewards = all_rewards[:, 0]
     advantages = _ops.group_advantages(all_rewards, size, all_ids, None, all_weights, all_lengths, None, *codes)[own]
+    if advantages.dtype != dtype:
+        advantages = advantages.float().to(dtype)
     if mask is not None:
         # No baseline, no scale, and NaN stays: each rollout's advantage as it is, at its tokens.
         advantages = _ops.group_advantages(advantages, 1, mask=mask, baseline=0, scale=0, nan=_PROPAGATE)
     if out is None:
         return advantages
-    _check_out(out, rewards, mask)
+    _check_out(out, advantages, None)
     return out.copy_(advantages)
 
 
@@ -382,7 +413,7 @@ def _code(rule: str, value: Any) -> Any:
             expected = "an int" if rule.endswith("ddof") else "a number"
             raise ValueError(f"{rule}: expected {expected} >= 0, got {number!r}")
         return number
-    if value not in words:
+    if not isinstance(value, str) or value not in words:
         raise ValueError(f"{rule}: expected one of {', '.join(words)}, got {value!r}")
     return words[value]
 
@@ -395,3 +426,12 @@ _CODES: Mapping[tuple[str, str | None], tuple[Any, ...]] = {
     for preset in PRESETS
     for method in (None, *PRESETS[preset].methods)
 }
+
+
+def _codes_of(preset: Any, method: Any) -> tuple[Any, ...]:
+    for name, value in (("preset", preset), ("method", method)):
+        if not isinstance(value, str) and (name == "preset" or value is not None):
+            raise TypeError(f"{name}: expected a str, got {value!r}")
+    if (preset, method) not in _CODES:
+        rules_of(preset, method)  # says which there are
+    return _CODES[preset, method]

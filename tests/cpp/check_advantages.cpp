@@ -24,12 +24,14 @@ using Values = std::vector<double>;  // NaN: not scored; infinite: the advantage
 
 struct Statistics {
   double mean = 0, deviation = 0;
+  bool constant = false;
 
   Statistics(const Values& values, int64_t ddof) {
     // Equal values have exactly no deviation, whatever their sum rounds to.
     if (values.empty()) return;
     mean = values[0];
-    if (std::all_of(values.begin(), values.end(), [&](double x) { return x == values[0]; })) return;
+    constant = std::all_of(values.begin(), values.end(), [&](double x) { return x == values[0]; });
+    if (constant) return;
     long double sum = 0, squares = 0;
     for (double x : values) sum += x;
     const long double exact = sum / static_cast<long double>(values.size());
@@ -119,8 +121,7 @@ Values normalized(const Problem& p, const Values& column) {
       } else if (!alone && r.baseline == Baseline::length_weighted) {
         long double sum = 0, tokens = 0;
         for (int64_t j : rows) sum += static_cast<long double>(p.lengths[j]) * column[j], tokens += p.lengths[j];
-        const bool constant = own.deviation == 0 && own.mean == values[0];
-        centred -= constant || tokens == 0 ? own.mean : static_cast<double>(sum / tokens);
+        centred -= own.constant || tokens == 0 ? own.mean : static_cast<double>(sum / tokens);
       } else if (!alone && r.baseline == Baseline::runner_up) {
         const auto best = std::max_element(values.begin(), values.end()) - values.begin();
         Values rest = values;
@@ -312,7 +313,8 @@ void check_group_rows(Random& random) {
   morlfast::group_rows(data.data(), width + gap, width, rows, first.data());
   for (int64_t i = 0; i < rows; ++i) {
     int64_t lowest = 0;
-    while (std::memcmp(&data[lowest * (width + gap)], &data[i * (width + gap)], width) != 0) ++lowest;
+    const auto row = [&](int64_t j) { return data.begin() + j * (width + gap); };
+    while (!std::equal(row(lowest), row(lowest) + width, row(i))) ++lowest;
     expect(first[i] == lowest, "the first equal row");
   }
 }
