@@ -629,6 +629,7 @@ def test_compiles_without_a_break():
         (lambda: whiten(torch.ones(1, 2), outside="carry"), ValueError, 'outside: expected "zero" or "whiten"'),
         (lambda: length_adaptive_lambda([1], alpha=0.0), ValueError, "alpha: expected a number > 0"),
         (lambda: v_trace(X, A, X, max_c=-1.0), ValueError, "max_c: expected a number >= 0"),
+        (lambda: v_trace(X, A, X, bootstrap="repeat_last"), TypeError, "bootstrap: expected a tensor"),
         (lambda: turn_returns(X, None), TypeError, "turn_ends: expected a mask"),
         (lambda: return_differences(torch.ones(2, 0)), ValueError, "returns: expected at least one trial"),
         (lambda: kl_shaped_rewards(None, X, X), TypeError, "scores: expected numbers"),

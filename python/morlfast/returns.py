@@ -246,7 +246,8 @@ def gae(
             of the next token of the mask (verl, NeMo-RL), and their reward and value are not looked at.
         terminated: (N, T), nonzero where the episode is over: the next value counts 0.
         done: (N, T), nonzero where the trace is cut, by termination or truncation; ``terminated`` by default.
-        next_values: (N, T) values of the states that were reached; by default those of the next tokens.
+        next_values: (N, T) values of the states that were reached; by default those of the next tokens, which behind a
+            truncation are another episode's.
         bootstrap: value behind the last token of a row, which a row that was cut short needs: ``"zero"``,
             ``"repeat_last"`` (the last token's own value: EGAE) or a tensor (N,). Not with ``next_values``.
         finished: (N,), nonzero for rows whose bootstrap is 0 whatever ``bootstrap`` says.
@@ -436,7 +437,7 @@ def v_trace(
             raise ValueError(f"{name}: expected a number >= 0, got {limit!r}")
     dtype = torch.promote_types(rewards.dtype, values.dtype)
     v = values.double()
-    bootstrap = "zero" if bootstrap is None else bootstrap
+    bootstrap = "zero" if bootstrap is None else _one_a_row(bootstrap, "bootstrap", rewards, "rewards")
     one_step = {"gamma": gamma, "lam": 0.0, "mask": mask, "terminated": terminated, "bootstrap": bootstrap}
     with torch.no_grad():
         ratios = ratios.double().exp()
