@@ -838,7 +838,7 @@ def test_lengths_with_num_tokens_are_a_mask():
     mask = torch.arange(5) < lengths[:, None]
     got = advantages(rewards, 3, lengths=lengths, num_tokens=5)
     assert torch.equal(got, advantages(rewards, 3, mask=mask))
-    assert advantages(rewards, 3, lengths=lengths, num_tokens=0).shape == (6, 0)
+    assert advantages(rewards, 3, lengths=lengths * 0, num_tokens=0).shape == (6, 0)
 
 
 def test_an_empty_mask_and_no_rollouts():

@@ -256,7 +256,7 @@ PUBLIC: dict[str, tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]] 
     ),
     "group_advantages prompts": (
         lambda r, p, n: morlfast.group_advantages(r, group_ids=p, lengths=n, num_tokens=6, preset="nemo"),
-        (normal(8), IDS[:, None].expand(8, 3) + torch.arange(3), IDS.clamp(min=0)),
+        (normal(8), IDS[:, None].expand(8, 3) + torch.arange(3), IDS.clamp(0, 6)),
     ),
     "gae": (
         lambda r, v, m: morlfast.gae(r, v, gamma=0.99, lam=0.95, mask=m).advantages,
