@@ -18,6 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from morlfast import estimators
+from morlfast._groups import label_columns
+from morlfast.advantage_presets import PRESETS
 from morlfast.advantages import group_advantages
 from morlfast.estimators import (
     RiskQuantiles,
@@ -47,6 +49,7 @@ from references import estimators as reference
 from test_distributed import Ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+Estimator = Callable[..., Any]
 F32, F64 = torch.float32, torch.float64
 NAN = math.nan
 
@@ -183,6 +186,50 @@ def test_row_57_bnpo_without_spread_is_reinforce_with_a_baseline():
     assert bnpo(torch.ones(6), group_size=2).tolist() == [0.0] * 6
 
 
+# Exactly, with 60 digits: rows 0, 2 and 4 of rewards whose prompts have rates of nearly 0.4.
+CLOSE_RATES = {
+    "2e-7": ([0.6, 0.2, 0.6 + 2e-7, 0.2, 0.6 - 2e-7, 0.2], F64, [8.68321505495e-8, 1.02580115563e-7, 1.02580014883e-7]),
+    "2e-11": (
+        [0.6, 0.2, 0.6 + 2e-11, 0.2, 0.6 - 2e-11, 0.2],
+        F64,
+        [8.68321577315e-12, 1.02580073713e-11, 1.02580073703e-11],
+    ),
+    "rounding": ([0.7, 0.1, 0.3, 0.5, 0.35, 0.45], F32, [1.02746447301e-8, -4.15110493829e-9, -1.87322822732e-9]),
+}
+
+
+@pytest.mark.parametrize("case", CLOSE_RATES)
+def test_row_57_bnpo_keeps_its_digits_where_rates_are_close(case):
+    """Log gammas of arguments of 1e22 have no digit left for their differences."""
+    values, dtype, expected = CLOSE_RATES[case]
+    got = bnpo(torch.tensor(values, dtype=dtype), group_size=2, least_variance=0.0)
+    assert close(got[::2], expected, rtol=1e-5, atol=0.0)
+    assert close(got[1::2], [-a for a in expected], rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [F64, F32, torch.float16, torch.bfloat16])
+def test_row_57_bnpo_takes_rates_that_rounding_parts_for_equal(dtype):
+    """All rates are 0.4 or 0.7; what rounding makes of that must not decide between A = r - p and A of nearly 0."""
+    for values in ([0.7, 0.1, 0.3, 0.5, 0.35, 0.45], [0.9, 0.5, 0.65, 0.75, 0.6, 0.8]):
+        r = torch.tensor(values, dtype=dtype)
+        half = (r.double()[::2] - r.double()[1::2]) / 2
+        assert close(bnpo(r, group_size=2)[::2], half, rtol=0.01)
+        raised = torch.tensor([10 * v - 5 for v in values], dtype=dtype)
+        assert close(bnpo(raised, group_size=2, low=-5.0, high=5.0)[::2], half, rtol=0.01, atol=0.02)
+    apart = torch.tensor([1.0, 0.0, 0.0, 0.0] * 9 + [1.0, 1.0, 0.0, 0.0], dtype=dtype)
+    assert bnpo(apart, group_size=4)[0] < 0.3  # which r - p, 0.75, is not
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bnpo_at_every_spread(seed):
+    rng = random.Random(seed)
+    for spread in (1e-5, 1e-3, 0.03, 0.3):
+        centre = rng.uniform(0.05, 0.6)
+        values = [centre + spread * rng.random() for _ in range(12)]
+        expected = reference.bnpo(values, [i // 3 for i in range(12)])
+        assert close(bnpo(torch.tensor(values, dtype=F64), group_size=3), expected, rtol=1e-9, atol=0.0)
+
+
 def test_row_57_bnpo_decomposes_components():
     components = scores(12, 3)
     each = [bnpo(components[:, k], group_size=4) for k in range(3)]
@@ -306,6 +353,32 @@ def test_gpg_scales_by_what_scores(seed):
     assert torch.equal(masked, torch.where(batch.mask, got[:, None], 0.0))
 
 
+def test_gpg_has_one_factor_for_everyone():
+    """What a rollout without a score is in alpha follows the rule for NaN."""
+    r = torch.tensor([1.0, NAN, 0, 0, 1, 0, 0, 0])
+    as_zero = gpg(r.nan_to_num(0.0), group_size=4)
+    assert as_zero.tolist() == [3.0, -1, -1, -1, 3, -1, -1, -1]
+    assert torch.equal(gpg(r, 4, nan="zero"), as_zero)
+    assert torch.equal(gpg(r, 4, nan="skip_reward"), as_zero)
+    assert close(gpg(r, 4)[4:], [3.5 * 0.75, -3.5 / 4, -3.5 / 4, -3.5 / 4])  # 2 of 7
+    poisoned = gpg(torch.tensor([1, NAN, 0, 1, 0, 0]), 3, preset="verl")  # NaN is not 0: 3 of 6
+    assert poisoned[:3].isnan().all()
+    assert close(poisoned[3:], [4 / 3, -2 / 3, -2 / 3])
+    with pytest.raises(ValueError, match=r"^rewards:"):
+        gpg(r, 4, nan="raise")
+
+
+def test_gpg_takes_weights_as_group_advantages_does():
+    two = torch.tensor([[1.0, NAN], [0.0, 1.0], [0.0, 0.0], [NAN, NAN]])
+    assert close(gpg(two, 4, weights=[2.0, 3.0]), [1.5 / 3, 1.5 * 4 / 3, -1.5 * 5 / 3, 0])
+    ones = torch.tensor([[1.0], [0.0], [1.0], [0.0]])
+    unknown = gpg(ones, 2, weights=torch.tensor([[NAN], [1.0], [1.0], [1.0]]))  # a score, and not 0: 2 of 4
+    assert unknown[:2].isnan().all()
+    assert unknown[2:].tolist() == [1.0, -1.0]
+    with pytest.raises(ValueError, match=r"^weights:"):
+        gpg(two, 4, weights=torch.ones(2, device="meta"))
+
+
 def test_gpg_of_nothing_is_nothing():
     assert gpg(torch.zeros(4), group_size=2).tolist() == [0.0] * 4
     assert gpg(torch.ones(4), group_size=2).tolist() == [0.0] * 4
@@ -327,6 +400,60 @@ def test_rules_and_presets_are_those_of_group_advantages():
         grpo(r, 4, scale="everything")
     with pytest.raises(ValueError, match="preset"):
         grpo(r, 4, preset="none such")
+
+
+RULES: dict[str, Estimator] = {
+    "grpo": grpo,
+    "dr_grpo": dr_grpo,
+    "rloo": rloo,
+    "gdpo": gdpo,
+    "reinforce_pp_baseline": reinforce_pp_baseline,
+    "opo": opo,
+    "pass_at_k": pass_at_k,
+    "leave_one_out_std": leave_one_out_std,
+    "gpg": gpg,
+}
+
+
+@pytest.mark.parametrize("dtype", [F32, torch.bfloat16])
+@pytest.mark.parametrize("name", RULES)
+def test_rules_take_all_keywords_of_group_advantages(name, dtype):
+    r, mask = scores(6, seed=7).to(dtype), scores(6, 4, seed=8) < 0.7
+    expected = RULES[name](r, 3, mask=mask)
+    assert expected.shape == (6, 4)
+    out = torch.full((6, 4), 9.0, dtype=dtype)
+    assert RULES[name](r, 3, mask=mask, out=out) is out
+    assert torch.equal(out, expected)
+    lengths = mask.sum(1)
+    rows, row_out = RULES[name](r, 3, lengths=lengths), torch.full((6,), 9.0, dtype=dtype)
+    assert RULES[name](r, 3, lengths=lengths, out=row_out) is row_out
+    assert torch.equal(row_out, rows)
+    assert torch.equal(expected, torch.where(mask, rows[:, None], 0))
+    at_the_end = torch.zeros(6, 4, dtype=dtype).index_copy(1, torch.tensor([3]), r[:, None])
+    assert torch.equal(RULES[name](token_rewards=at_the_end, group_size=3, mask=mask), expected)
+    assert RULES[name](r, 3, mask=mask, whiten="tokens").shape == (6, 4)
+    with pytest.raises(ValueError, match=r"^out:"):
+        RULES[name](r, 3, lengths=lengths, out=torch.empty(5, dtype=dtype))
+    with pytest.raises(ValueError, match=r"^rewards, token_rewards:"):
+        RULES[name](r, 3, token_rewards=at_the_end, lengths=lengths)
+    with pytest.raises(TypeError, match=r"^method:"):
+        RULES[name](r, 3, method="rloo", lengths=lengths)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_presets_that_have_no_such_method_say_so(name):
+    r, lengths = scores(6, seed=7), torch.arange(6) + 1
+    method, having = name, [preset for preset in PRESETS if name in PRESETS[preset].methods]
+    if name == "leave_one_out_std":
+        method, having = "grpo", ["nemo"]
+    for preset in PRESETS:
+        if preset in having:
+            expected = None if name == "gpg" else group_advantages(r, 3, lengths=lengths, preset=preset, method=method)
+            got = RULES[name](r, 3, lengths=lengths, preset=preset)
+            assert expected is None or torch.equal(got, expected)
+        else:
+            with pytest.raises(ValueError, match=f"^preset: expected .*{having[0]}.*got '{preset}'"):
+                RULES[name](r, 3, lengths=lengths, preset=preset)
 
 
 # --- brute force on ragged batches ---
@@ -383,7 +510,7 @@ def test_bnpo_is_its_definition(seed, singleton):
     batch = Batch(seed)
     expected = reference.bnpo(none_for_nan(batch.rewards), batch.labels, singleton)
     got = bnpo(3 * batch.rewards - 1, group_ids=batch.labels, low=-1.0, high=2.0, singleton=singleton)
-    assert close(got, expected, rtol=1e-8, atol=1e-8)
+    assert close(got, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("credit", ["uniform", "sum_mean", "score", "std"])
@@ -512,7 +639,6 @@ def test_aspo_is_its_definition(seed):
 
 # --- what holds for all of them ---
 
-Estimator = Callable[..., Any]
 T = 3
 
 
@@ -788,11 +914,52 @@ def test_inputs_stay_as_they_are():
     assert not bnpo(torch.ones(2, requires_grad=True), 2).requires_grad
 
 
-def test_an_infinite_score_poisons_its_group_only():
-    r = torch.tensor([1.0, math.inf, 0.0, 1.0])
-    got = copo(r, list("abcd"), group_size=2).local_advantages
-    assert got[:2].isnan().all()
-    assert not got[2:].isnan().any()
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("name", sorted(set(ALL) - {"bnpo"}))  # whose rewards have bounds
+def test_an_infinite_score_poisons_its_group_or_the_batch(name, sign):
+    got = rows_of(ALL[name](torch.tensor([sign * math.inf, 0, 1, 0, 0.5, 0, 1, 0]), group_size=4))
+    assert got[:4].isnan().all()
+    compares_the_batch = name in ACROSS_GROUPS - {"gpg"}
+    assert got[4:].isnan().all() if compares_the_batch else got[4:].isfinite().all()
+
+
+def test_a_prompt_with_an_infinite_score_poisons_all_prompts_of_copo():
+    answers = [1, 2, 1, 2, 1, 2]
+    for rewards in ([math.inf, 0, 1, 0, 0, 0], [0, -math.inf, 1, NAN, 0, 0], [math.inf, -math.inf, 1, 0, 0, 0]):
+        for consistency_reward in (True, False):
+            got = copo(torch.tensor(rewards), answers, 2, consistency_reward=consistency_reward)
+            unscored = torch.tensor(rewards).isnan()
+            assert torch.equal(got.global_advantages.isnan(), ~unscored)
+            assert got.local_advantages[:2].isnan().all()
+            assert got.local_advantages[2:].isfinite().all()
+            assert got.weights.isfinite().all()
+
+
+def test_aspo_lets_no_infinity_through():
+    a, p, n = torch.tensor([1.0, 2.0, -1.0, 1.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([10.0] * 4)
+    on, infinity = torch.tensor([1, 1, 1, 0]), torch.tensor([math.inf, 0, 0, 0])
+    shaped = aspo(a, p, n, on, 4)
+    for sign in (1, -1):
+        got = aspo(a + sign * infinity, p, n, on, 4)
+        assert got[0].isnan()
+        assert torch.equal(got[1:], shaped[1:])
+    for got in (aspo(a, p + infinity, n, on, 4), aspo(a, p, n + infinity, on, 4)):
+        assert got[:3].isnan().all()
+        assert got[3] == a[3]
+    unknown = aspo(a, p, n + infinity * 0, on, 4)  # NaN: no part of the means
+    assert unknown[0] == a[0]
+    assert unknown[1:].isfinite().all()
+
+
+def test_labels_travel_as_columns():
+    like = torch.zeros(3)
+    assert label_columns(["a", "b", "a"], 3, like).shape == (3, 2)
+    assert label_columns(torch.tensor([5, 6, 5], dtype=torch.int32), 3, like).tolist() == [[5], [6], [5]]
+    rows = torch.arange(6).reshape(3, 2)
+    assert torch.equal(label_columns(rows, 3, like), rows)
+    for wrong in (["a"], [None] * 3, [1.0] * 3, [1, 2], torch.ones(3, 1, 1, dtype=torch.int64)):
+        with pytest.raises((TypeError, ValueError), match=r"^answers: "):
+            label_columns(wrong, 3, like, "answers")
 
 
 # --- trackers ---
@@ -831,6 +998,38 @@ def test_quantile_tracker_ignores_what_is_not_scored():
     assert tracker.quantile(0.5) == 2.0
 
 
+def test_quantile_tracker_takes_any_number_of_scores():
+    """`torch.quantile` and `torch.nanquantile` end at 2^24."""
+    tracker = RiskQuantiles(levels=[0.25, 0.5])
+    tracker.update(torch.arange(2**24 + 1, dtype=F32))
+    assert tracker.values.tolist() == [2.0**22, 2.0**23]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_quantile_tracker_survives_infinite_scores(first):
+    tracker, without = RiskQuantiles(), RiskQuantiles()
+    if not first:
+        tracker.update(torch.tensor([1.0, 2.0, 4.0]))
+        without.update(torch.tensor([1.0, 2.0, 4.0]))
+    tracker.update(torch.tensor([math.inf, 3.0, -math.inf, NAN, 1.0, -math.inf]))
+    without.update(torch.tensor([3.0, 1.0]))
+    assert torch.equal(tracker.values, without.values)
+    assert tracker.values.isfinite().all()
+
+
+def test_quantile_tracker_is_its_definition():
+    tracker, expected = RiskQuantiles(learning_rate=0.2), None
+    levels = torch.arange(1, 20, dtype=F64) / 20
+    for seed in range(4):
+        s = (8 * scores(30, seed=seed)).round()
+        tracker.update(s)
+        if expected is None:
+            expected = torch.quantile(s, levels)
+        else:
+            expected = expected + 0.2 * (levels - (s < expected[:, None]).double().mean(1))
+        assert exact(tracker.values, expected)
+
+
 @pytest.mark.parametrize("levels", [[], [0.5, 0.2], [0.0, 0.5], [0.5, 1.0]])
 def test_quantile_tracker_wants_ascending_levels(levels):
     with pytest.raises(ValueError, match="levels"):
@@ -863,6 +1062,24 @@ def test_a_prompt_that_comes_twice_adds_both_rewards():
     rho = (0.96 + 0.875) / 2
     assert exact(tracker.alpha, [0.5, rho * 0.5 + 1])
     assert exact(tracker.beta, [0.5, rho * 0.5 + 1])
+
+
+def test_single_stream_tracker_takes_an_unknown_divergence_for_none():
+    tracker, without = SinglestreamTracker(2), SinglestreamTracker(2)
+    tracker.update(torch.tensor([0, 1]), torch.tensor([1.0, 0.0]), torch.tensor([NAN, math.inf]))
+    without.update(torch.tensor([0, 1]), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 9.0]))
+    assert torch.equal(tracker.alpha, without.alpha)
+    assert torch.equal(tracker.beta, without.beta)
+    assert tracker.values().isfinite().all()
+
+
+def test_single_stream_tracker_clips_where_nobody_looks(monkeypatch):
+    """As on a GPU, which would have to be waited for."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    tracker = SinglestreamTracker(3)
+    tracker.update(torch.arange(3), torch.tensor([5.0, -3.0, math.inf]), torch.tensor([-1.0, -math.inf, 0.0]))
+    assert exact(tracker.alpha, [0.48 + 1, 0.48, 0.48 + 1])
+    assert exact(tracker.beta, [0.48, 0.48 + 1, 0.48])
 
 
 def test_sampling_prefers_what_is_not_known():
@@ -899,6 +1116,8 @@ def test_the_python_of_the_page_runs():
 
 
 # --- bad input ---
+
+STATE = SinglestreamTracker(2).state_dict()
 
 
 @pytest.mark.parametrize(
@@ -939,6 +1158,34 @@ def test_the_python_of_the_page_runs():
         (lambda: SinglestreamTracker(2, least_rho=0.97), "least_rho, most_rho"),
         (lambda: SinglestreamTracker(2).sample(3), "count"),
         (lambda: information_gain(torch.ones(3)), "log_probs"),
+        (lambda: gpg(torch.ones(2), 2, f_norm=NAN), "f_norm"),
+        (lambda: gpg(group_size=2), "rewards, token_rewards"),
+        (lambda: bnpo(torch.ones(2), 2, least_variance=-1.0), "least_variance"),
+        (lambda: bnpo(torch.ones(2), 2, least_variance=NAN), "least_variance"),
+        (lambda: bnpo(torch.ones(2), 2, max_weight=-1.0), "max_weight"),
+        (lambda: hrpo(torch.ones(2), torch.ones(2, 3), 2, lengths=[1, 4]), "lengths"),
+        (lambda: hrpo(torch.ones(2), torch.ones(2, 3), 2, lengths=[-1, 3]), "lengths"),
+        (lambda: hrpo(torch.ones(2), torch.ones(2, 3), 2, lengths=[3]), "lengths"),
+        (lambda: hrpo(torch.ones(2), torch.ones(2, 3), 2, mask=torch.ones(2, 2)), "mask"),
+        (lambda: hrpo(torch.ones(2), torch.ones(2, 3), 2, mask=torch.ones(2, 3), lengths=[3, 3]), "mask, lengths"),
+        (lambda: spo(torch.ones(2), torch.ones(2), eps=math.inf), "eps"),
+        (lambda: riskpo(torch.ones(2), 2, bundle_size=1, tracker="x"), "tracker"),
+        (lambda: RiskQuantiles(learning_rate=-1.0), "learning_rate"),
+        (lambda: RiskQuantiles(learning_rate=NAN), "learning_rate"),
+        (lambda: RiskQuantiles().load_state_dict({**RiskQuantiles().state_dict(), "values": [NAN] * 19}), "values"),
+        (lambda: SinglestreamTracker(2, half_life=math.inf), "half_life"),
+        (lambda: SinglestreamTracker(2).update(torch.tensor([1]), torch.tensor([5.0])), "rewards"),
+        (lambda: SinglestreamTracker(2).update(torch.tensor([1]), torch.tensor([-3.0])), "rewards"),
+        (lambda: SinglestreamTracker(2).update(torch.tensor([1]), torch.ones(1), torch.tensor([-0.1])), "divergence"),
+        (lambda: SinglestreamTracker(2).sample(1, exploration=-5), "exploration"),
+        (lambda: SinglestreamTracker(2).sample(1, exploration=NAN), "exploration"),
+        (lambda: SinglestreamTracker(2).sample(1, exploration=math.inf), "exploration"),
+        (lambda: SinglestreamTracker.from_rollouts([3], 2), "successes, rollouts"),
+        (lambda: SinglestreamTracker.from_rollouts([-1], 2), "successes, rollouts"),
+        (lambda: SinglestreamTracker.from_rollouts([0], -1), "successes, rollouts"),
+        (lambda: SinglestreamTracker.from_rollouts([0.0], NAN), "successes, rollouts"),
+        (lambda: SinglestreamTracker(1).load_state_dict({**STATE, "alpha": [NAN, 1.0]}), "alpha, beta"),
+        (lambda: SinglestreamTracker(1).load_state_dict({**STATE, "beta": [-0.5, 1.0]}), "alpha, beta"),
     ],
 )
 def test_errors_name_the_argument(call, match):

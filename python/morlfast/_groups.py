@@ -22,8 +22,7 @@ class Groups:
         self.size = size  # of contiguous groups; 0: rows are sorted
         if size == 0:
             if groups is None:  # a GPU would have to tell their number: there are N, most of them empty
-                looks = len(index) > 0 and not index.is_cuda and not torch.compiler.is_compiling()
-                groups = int(index.max()) + 1 if looks else len(index)
+                groups = int(index.max()) + 1 if len(index) > 0 and can_look(index) else len(index)
             self.order = torch.sort(index, stable=True).indices
             self.lengths = index.new_zeros(groups).scatter_add_(0, index, torch.ones_like(index))
             self.starts = self.lengths.cumsum(0) - self.lengths
@@ -37,11 +36,7 @@ class Groups:
             return cls(dense(ids.to(torch.int64)))
         if bounds is None:
             return cls(row // size, size)
-        if (
-            not bounds.is_cuda
-            and not torch.compiler.is_compiling()
-            and (bounds[0] != 0 or bounds[-1] != len(row) or bool((bounds.diff() < 0).any()))
-        ):
+        if can_look(bounds) and (bounds[0] != 0 or bounds[-1] != len(row) or bool((bounds.diff() < 0).any())):
             raise ValueError(f"offsets: expected ascending values from 0 to {len(row)}")
         return cls(torch.searchsorted(bounds, row, right=True) - 1, groups=len(bounds) - 1)
 
@@ -102,6 +97,11 @@ class Groups:
         return torch.empty_like(before).index_copy_(0, self.order, before)
 
 
+def can_look(tensor: Tensor) -> bool:
+    """Whether values are checked: not where the host would wait for a device, nor while tracing."""
+    return not tensor.is_cuda and not torch.compiler.is_compiling()
+
+
 def dense(labels: Tensor) -> Tensor:
     """(N,) from 0 to N - 1, equal where the int64 labels are."""
     if len(labels) == 0:
@@ -136,13 +136,10 @@ def over_ranks(process_group: Any, rewards: Tensor, groups: tuple[Any, Any, Any]
     from morlfast._distributed import gather_rows
 
     group_size, group_ids, offsets = groups
-    if offsets is not None:
-        raise ValueError("offsets: expected group_size or group_ids together with process_group")
-    if (group_size is None) == (group_ids is None):
-        raise ValueError("group_size, group_ids: expected exactly one of them")
+    check_groups_of_ranks(group_size, group_ids, offsets)
     if group_ids is not None:
         labels = {"group_ids": group_ids, **labels}
-    columns = [_label_columns(column, name, rewards) for name, column in labels.items()]
+    columns = [label_columns(column, len(rewards), rewards, name) for name, column in labels.items()]
     gathered, own = gather_rows(process_group, rewards.device, rewards.reshape(len(rewards), -1), *columns)
     everyone, *columns = gathered
     ids = [_ops.group_rows(column) for column in columns]
@@ -150,21 +147,29 @@ def over_ranks(process_group: Any, rewards: Tensor, groups: tuple[Any, Any, Any]
     return Everyone(everyone[:, 0] if rewards.dim() == 1 else everyone, grouping, ids, own)
 
 
-def _label_columns(labels: Any, name: str, like: Tensor) -> Tensor:
-    """(N, c) int64, equal on all ranks where the labels are."""
-    rows = like.shape[0]
-    try:
-        if _are_labels(labels):
-            return label_digests(labels, rows).to(like.device)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("group_ids", name)) from None
-    ids = as_integers(labels, name, "rewards", like).to(torch.int64)
+def check_groups_of_ranks(group_size: Any, group_ids: Any, offsets: Any) -> None:
+    """How groups that may span ranks are named."""
+    if offsets is not None:
+        raise ValueError("offsets: expected group_size or group_ids together with process_group")
+    if (group_size is None) == (group_ids is None):
+        raise ValueError("group_size, group_ids: expected exactly one of them")
+
+
+def label_columns(group_ids: Any, rows: int, like: Tensor, name: str = "group_ids") -> Tensor:
+    """(N, c) int64 on the device of `like`, equal on all ranks where the labels are; of integers their columns."""
+    if _are_labels(group_ids):
+        try:
+            return label_digests(group_ids, rows).to(like.device)
+        except (TypeError, ValueError) as error:
+            raise type(error)(str(error).replace("group_ids", name)) from None
+    ids = as_integers(group_ids, name, "rewards", like).to(torch.int64)
     if ids.dim() not in (1, 2) or ids.shape[0] != rows:
         raise ValueError(f"{name}: expected shape ({rows},) or ({rows}, S), got {tuple(ids.shape)}")
     return ids[:, None] if ids.dim() == 1 else ids
 
 
-def as_rewards(values: Any, name: str = "rewards", objectives: bool = True) -> Tensor:
+def as_rollouts(values: Any, name: str = "rewards", objectives: bool = True) -> Tensor:
+    """A number for each rollout, or several with `objectives`."""
     tensor = as_floating(values, name)
     if tensor.dim() != 1 and not (objectives and tensor.dim() == 2):
         raise ValueError(f"{name}: expected shape (N,){' or (N, M)' * objectives}, got {tuple(tensor.shape)}")
@@ -189,19 +194,24 @@ def as_mask(mask: Any, like: Tensor, like_name: str, name: str = "mask") -> Tens
     return tensor if tensor.dtype is torch.bool else tensor != 0
 
 
-def as_eps(eps: Any) -> float:
-    number = as_number(eps, "eps")
-    if not number >= 0:
-        raise ValueError(f"eps: expected a number >= 0, got {number!r}")
+def as_nonnegative(value: Any, name: str) -> float:
+    number = as_number(value, name)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name}: expected a number >= 0, got {number!r}")
     return number
 
 
 def on_tokens(
-    advantages: Tensor, given: Tensor, mask: Any = None, lengths: Any = None, num_tokens: int | None = None
+    advantages: Tensor,
+    given: Tensor,
+    mask: Any = None,
+    lengths: Any = None,
+    num_tokens: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """In the dtype of the rewards: (N,), or with a mask, or lengths and num_tokens, (N, T)."""
     advantages = advantages.to(given.dtype)
-    if mask is None and num_tokens is None:
+    if mask is None and num_tokens is None and out is None:
         return advantages
     return group_advantages(
         advantages,
@@ -212,4 +222,5 @@ def on_tokens(
         baseline="none",
         scale="none",
         nan="propagate",
+        out=out,
     )

@@ -8,9 +8,29 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from morlfast._arguments import as_floating, as_integer, as_number, as_tensor, same_device
-from morlfast._groups import Groups, as_eps, as_labels, as_mask, as_rewards, as_tokens, dense, on_tokens, over_ranks
-from morlfast.advantages import group_advantages
+from morlfast._arguments import (
+    as_floating,
+    as_integer,
+    as_integers,
+    as_number,
+    as_tensor,
+    check_lengths,
+    same_device,
+)
+from morlfast._groups import (
+    Groups,
+    as_labels,
+    as_mask,
+    as_nonnegative,
+    as_rollouts,
+    as_tokens,
+    can_look,
+    dense,
+    on_tokens,
+    over_ranks,
+)
+from morlfast.advantage_presets import PRESETS, AdvantageRules, rules_of
+from morlfast.advantages import _as_tokens, group_advantages
 from morlfast.returns import linear_scan
 from morlfast.trackers import RiskQuantiles, SinglestreamTracker, paper_scores, riskpo, spo
 
@@ -62,10 +82,13 @@ _FORMULAS: dict[str, dict[str, Any]] = {
 }
 
 
-def _estimate(method: str, rewards: Any, group_size: Any, preset: str | None, options: dict[str, Any]) -> Tensor:
+def _estimate(method: str, rewards: Any, group_size: Any, preset: str | None, /, **options: Any) -> Tensor:
     if "method" in options:
         raise TypeError(f"method: {method} is one; group_advantages takes any")
     if preset is not None:
+        having = [name for name in PRESETS if method in PRESETS[name].methods]
+        if preset not in having:
+            raise ValueError(f"preset: expected one of {', '.join(having)}, which have {method}, got {preset!r}")
         return group_advantages(rewards, group_size, preset=preset, method=method, **options)
     given = {name: value for name, value in options.items() if value is not None}
     return group_advantages(rewards, group_size, **{**_FORMULAS[method], **given})
@@ -79,7 +102,7 @@ def grpo(rewards: Any = None, group_size: int | None = None, *, preset: str | No
     Every other keyword (``group_ids``, ``offsets``, ``weights``, ``mask``, ``lengths``, ``num_tokens``,
     ``token_rewards``, ``process_group``, ``out`` and every rule) is that of `morlfast.group_advantages`, which says
     what NaN, groups of one and constant groups give. Without ``preset`` the rules are those of the formula with eps
-    1e-4, ddof 1; with one, those of that trainer. O(N M).
+    1e-4, ddof 1; with one, those of that trainer, and ValueError where the preset has no method of this name. O(N M).
 
     Source: Shao et al. (2024), arXiv 2402.03300, eq. 3.
 
@@ -87,7 +110,7 @@ def grpo(rewards: Any = None, group_size: int | None = None, *, preset: str | No
     >>> grpo(torch.tensor([1.0, 0.0, 5.0, 5.0]), group_size=2, eps=0.0)
     tensor([ 0.7071, -0.7071,  0.0000,  0.0000])
     """
-    return _estimate("grpo", rewards, group_size, preset, options)
+    return _estimate("grpo", rewards, group_size, preset, **options)
 
 
 def dr_grpo(rewards: Any = None, group_size: int | None = None, *, preset: str | None = None, **options: Any) -> Tensor:
@@ -103,7 +126,7 @@ def dr_grpo(rewards: Any = None, group_size: int | None = None, *, preset: str |
     >>> dr_grpo(torch.tensor([1.0, 0.0, 5.0, 5.0]), group_size=2)
     tensor([ 0.5000, -0.5000,  0.0000,  0.0000])
     """
-    return _estimate("dr_grpo", rewards, group_size, preset, options)
+    return _estimate("dr_grpo", rewards, group_size, preset, **options)
 
 
 def rloo(rewards: Any = None, group_size: int | None = None, *, preset: str | None = None, **options: Any) -> Tensor:
@@ -119,7 +142,7 @@ def rloo(rewards: Any = None, group_size: int | None = None, *, preset: str | No
     >>> rloo(torch.tensor([1.0, 0.0, 5.0, 5.0]), group_size=2)
     tensor([ 1., -1.,  0.,  0.])
     """
-    return _estimate("rloo", rewards, group_size, preset, options)
+    return _estimate("rloo", rewards, group_size, preset, **options)
 
 
 def gdpo(rewards: Any = None, group_size: int | None = None, *, preset: str | None = None, **options: Any) -> Tensor:
@@ -138,7 +161,7 @@ def gdpo(rewards: Any = None, group_size: int | None = None, *, preset: str | No
     >>> gdpo(torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), group_size=4, eps=0.0)
     tensor([ 1.2247,  0.0000,  0.0000, -1.2247])
     """
-    return _estimate("gdpo", rewards, group_size, preset, options)
+    return _estimate("gdpo", rewards, group_size, preset, **options)
 
 
 def reinforce_pp_baseline(
@@ -160,7 +183,7 @@ def reinforce_pp_baseline(
     counted = any(options.get(name) is not None for name in ("mask", "lengths"))
     if preset is None and options.get("whiten") is None:
         options = {**options, "whiten": "tokens" if counted else "rollouts"}
-    return _estimate("reinforce_pp_baseline", rewards, group_size, preset, options)
+    return _estimate("reinforce_pp_baseline", rewards, group_size, preset, **options)
 
 
 def opo(rewards: Any = None, group_size: int | None = None, *, preset: str | None = None, **options: Any) -> Tensor:
@@ -177,26 +200,30 @@ def opo(rewards: Any = None, group_size: int | None = None, *, preset: str | Non
     >>> opo(torch.tensor([1.0, 0.0]), group_size=2, lengths=torch.tensor([3, 1]))
     tensor([ 0.2500, -0.7500])
     """
-    return _estimate("opo", rewards, group_size, preset, options)
+    return _estimate("opo", rewards, group_size, preset, **options)
 
 
 def gpg(
-    rewards: Any,
+    rewards: Any = None,
     group_size: int | None = None,
     *,
     f_norm: float = 1.0,
     preset: str | None = None,
+    token_rewards: Any = None,
     mask: Any = None,
     lengths: Any = None,
     num_tokens: int | None = None,
+    out: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     r"""Group policy gradient: centred scores, scaled up for the rollouts that score nothing.
 
     .. math:: A_i = \alpha (s_i - \bar s_g) / f_\mathrm{norm}, \quad \alpha = N / \max(|\{j : s_j \ne 0\}|, 1)
 
-    Args as in `grpo`, without ``out``; ``f_norm`` is a number other than 0. N counts scored rollouts of the batch (with
-    ``process_group`` of all ranks); a rollout without a score counts in neither number and gets 0. O(N M).
+    Keywords as in `grpo`; ``f_norm`` is a number other than 0. :math:`\alpha` is one for the whole batch (with
+    ``process_group`` of all ranks), and the rule ``nan`` says what a rollout without a score is in it: no part of
+    either number (``"skip"``), a score of 0 (``"zero"``, ``"skip_reward"``), or one other than 0, as in verl
+    (``"propagate"``). A rule that scales or whitens comes before :math:`\alpha`. O(N M).
 
     Source: Chu et al. (2025), arXiv 2504.02546, with the factor as in verl 0.9.1.
 
@@ -204,21 +231,33 @@ def gpg(
     >>> gpg(torch.tensor([1.0, 0.0, 0.0, 0.0]), group_size=4)
     tensor([ 3., -1., -1., -1.])
     """
-    given = as_floating(rewards, "rewards").detach()
     f_norm = as_number(f_norm, "f_norm")
-    if f_norm == 0:
-        raise ValueError("f_norm: expected a number other than 0")
-    scored = given.to(torch.float64)
-    centred = _estimate("gpg", scored, group_size, preset, options)
-    scores = _scores(scored, options.get("weights"))
-    nonzero = torch.where(scores.isnan(), math.nan, (scores != 0).to(torch.float64))
-    share = nonzero - group_advantages(
-        nonzero, group_size=1, baseline="batch", scale="none", process_group=options.get("process_group")
+    if f_norm == 0 or math.isnan(f_norm):
+        raise ValueError(f"f_norm: expected a number other than 0, got {f_norm!r}")
+    if (rewards is None) == (token_rewards is None):
+        raise ValueError("rewards, token_rewards: expected exactly one of them")
+    given = as_floating(rewards, "rewards") if token_rewards is None else as_floating(token_rewards, "token_rewards")
+    r = given.detach().to(torch.float64)
+    rewards, token_rewards = (r, None) if token_rewards is None else (None, r)
+    mask, lengths = _as_tokens(mask, lengths, num_tokens, given)
+    if mask is not None and (options.get("baseline") == "length_weighted" or options.get("whiten") == "tokens"):
+        lengths = (mask != 0).sum(1)
+    centred = _estimate("gpg", rewards, group_size, preset, token_rewards=token_rewards, lengths=lengths, **options)
+
+    nan = options.get("nan") or (AdvantageRules() if preset is None else rules_of(preset, "gpg")).nan
+    weights, process_group = options.get("weights"), options.get("process_group")
+    scores = group_advantages(
+        rewards, 1, token_rewards=token_rewards, weights=weights, baseline="none", scale="none", nan=nan
     )
-    # alpha is 1 over the share of scored rollouts that score something; where none does, all scores are equal.
-    share = share.nan_to_num(1.0)
-    advantages = centred / (torch.where(share > 0, share, 1.0) * f_norm)
-    return on_tokens(advantages, given, mask, lengths, num_tokens)
+    unscored = r.isnan() if r.dim() == 1 else r.isnan().all(1)
+    counted = ~unscored if nan == "skip" else torch.ones_like(unscored)
+    numbers = torch.stack([counted.sum(), (counted & (scores != 0)).sum()])[None]
+    if process_group is not None:
+        from morlfast._distributed import gather_rows
+
+        (numbers,), _ = gather_rows(process_group, r.device, numbers)
+    count, nonzero = numbers.sum(0).to(torch.float64)
+    return on_tokens(centred * (count / nonzero.clamp(min=1) / f_norm), given, mask, out=out)
 
 
 def pass_at_k(
@@ -237,10 +276,12 @@ def pass_at_k(
     >>> pass_at_k(torch.tensor([0.2, 0.9, 0.5, 1.0, 1.0, 0.0]), group_size=3)
     tensor([0.0000, 0.4000, 0.0000, 0.0000, 0.0000, 0.0000])
     """
-    return _estimate("pass_at_k", rewards, group_size, preset, options)
+    return _estimate("pass_at_k", rewards, group_size, preset, **options)
 
 
-def leave_one_out_std(rewards: Any = None, group_size: int | None = None, **options: Any) -> Tensor:
+def leave_one_out_std(
+    rewards: Any = None, group_size: int | None = None, *, preset: Literal["nemo"] | None = None, **options: Any
+) -> Tensor:
     r"""NeMo-RL's normalization: mean and deviation of the group's other rollouts.
 
     .. math::
@@ -249,6 +290,7 @@ def leave_one_out_std(rewards: Any = None, group_size: int | None = None, **opti
 
     with eps 1e-6. Where all others are equal the deviation is exactly 0, so that the one rollout that differs is not
     scaled. Keywords, NaN and constant groups as in `grpo`; groups of one are 0, and groups of two are never scaled.
+    ``preset="nemo"``, its only one, is the trainer's, in which NaN poisons its group.
 
     Source: NeMo-RL's GRPO advantage with leave-one-out baseline (git 7ea279ab).
 
@@ -256,7 +298,11 @@ def leave_one_out_std(rewards: Any = None, group_size: int | None = None, **opti
     >>> leave_one_out_std(torch.tensor([1.0, 0.0, 0.0, 2.0, 4.0, 4.0]), group_size=3, eps=0.0)
     tensor([ 1.0000, -0.7071, -0.7071, -2.0000,  0.7071,  0.7071])
     """
-    return _estimate("leave_one_out_std", rewards, group_size, None, options)
+    if preset is None:
+        return _estimate("leave_one_out_std", rewards, group_size, None, **options)
+    if preset != "nemo":
+        raise ValueError(f'preset: expected "nemo", whose formula this is, got {preset!r}')
+    return _estimate("grpo", rewards, group_size, preset, **options)
 
 
 def multi_objective_grpo(
@@ -284,7 +330,7 @@ def multi_objective_grpo(
     if weights is None:
         heads = given.shape[1]
         weights = torch.full((heads,), 1.0 / max(heads, 1), dtype=torch.float64, device=given.device)
-    return _estimate("grpo", given, group_size, preset, {**options, "weights": weights})
+    return _estimate("grpo", given, group_size, preset, weights=weights, **options)
 
 
 class TokenAdvantages(NamedTuple):
@@ -333,7 +379,7 @@ def optimal_token_baseline(
 
     A group with one rollout has no baseline (A = G). Equal returns at a step are G eps / (sum W + eps) apart from 0,
     exactly 0 for ``eps=0``. A row with a NaN reward inside its mask is not scored: it takes part in no baseline and
-    is 0. Float64, O(N T).
+    is 0. Advantages that an infinite return reaches are NaN. Float64, O(N T).
 
     Source: the optimal token baseline of verl 0.9.1 (`optimal_token_baseline`, `tir_optimal_token_baseline`).
 
@@ -351,7 +397,7 @@ def optimal_token_baseline(
     squares = as_tokens(sum_squared_probs, "sum_squared_probs", given)
     if align not in ("position", "token"):
         raise ValueError(f'align: expected "position" or "token", got {align!r}')
-    eps = as_eps(eps)
+    eps = as_nonnegative(eps, "eps")
     groups = Groups.of(given, group_size, group_ids, offsets)
 
     r = torch.where(on, given.to(torch.float64), 0.0)
@@ -391,6 +437,7 @@ def optimal_token_baseline(
     a = torch.where(step >= torch.where(alone, start, math.inf)[:, None], g, a)
     if align == "token":
         a = a.gather(1, place.clamp(max=num_tokens - 1)) if num_tokens else a
+    a = torch.where(a.isinf(), math.nan, a)
     reached = on & scored[:, None]
     a, returns = torch.where(reached, a, 0.0), torch.where(reached, returns, 0.0)
     return TokenAdvantages(a.to(given.dtype), returns.to(given.dtype))
@@ -404,7 +451,7 @@ def bnpo(
     offsets: Any = None,
     low: float = 0.0,
     high: float = 1.0,
-    least_variance: float = 1e-24,
+    least_variance: float | None = None,
     max_weight: float = 1e6,
     singleton: Literal["zero", "reward"] = "zero",
     mask: Any = None,
@@ -426,7 +473,9 @@ def bnpo(
         rewards: (N,), or (N, K) components; between ``low`` and ``high`` (checked on the CPU).
         group_size, group_ids, offsets: the groups, as in `morlfast.group_advantages`.
         least_variance: v up to here counts as 0, which gives :math:`\alpha = \beta = 1`, so A = r - p. The paper's
-            code divides by 0 there.
+            code divides by 0 there. By default 1e-12, or :math:`2 u^2` where that is more: what rounding to the
+            dtype of the rewards, by up to u in [0, 1], can make of equal rates (3e-5 in bfloat16, 2.4e-7 in float16,
+            if rewards are from 0 to 1).
         max_weight: 1/f is at most this.
         singleton: a group of one is ``"zero"`` and no prompt of the statistics, or, as in the paper's code, has p = 0
             (``"reward"``).
@@ -442,12 +491,17 @@ def bnpo(
     >>> bnpo(torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0]), group_size=4)[:4]
     tensor([ 0.6802, -0.2267, -0.2267, -0.2267])
     """
-    given = as_rewards(rewards)
+    given = as_rollouts(rewards)
     low, high = as_number(low, "low"), as_number(high, "high")
     if not low < high:
         raise ValueError(f"low, high: expected low < high, got {low!r} and {high!r}")
     if singleton not in ("zero", "reward"):
         raise ValueError(f'singleton: expected "zero" or "reward", got {singleton!r}')
+    if least_variance is None:
+        rounding = torch.finfo(given.dtype).eps / 2 * max(abs(low), abs(high)) / (high - low)
+        least_variance = max(1e-12, 2 * rounding**2)
+    least_variance = as_nonnegative(least_variance, "least_variance")
+    max_weight = as_nonnegative(max_weight, "max_weight")
     if process_group is not None:
         everyone = over_ranks(process_group, given, (group_size, group_ids, offsets))
         rules: dict[str, Any] = {"least_variance": least_variance, "max_weight": max_weight, "singleton": singleton}
@@ -456,12 +510,12 @@ def bnpo(
     groups = Groups.of(given, group_size, group_ids, offsets)
     r = (given.detach().to(torch.float64) - low) / (high - low)
     r = r[:, None] if r.dim() == 1 else r  # (N, K)
-    if not r.is_cuda and not torch.compiler.is_compiling() and bool(((r < 0) | (r > 1)).any()):
+    if can_look(r) and bool(((r < 0) | (r > 1)).any()):
         raise ValueError(f"rewards: expected values from low={low:g} to high={high:g}")
     scored = ~r.isnan()
     count = groups.sum(scored)
     c = groups.centred(r, scored)
-    p = torch.where(scored, r - c, 0.0)
+    p = torch.where(scored, (r - c).clamp(0.0, 1.0), 0.0)
     if singleton == "reward":
         p, c = torch.where(count == 1, 0.0, p), torch.where(count == 1, r, c)
     prompt = (groups.rank(scored) == 0) & scored & (count > (singleton == "zero"))  # one row speaks for each prompt
@@ -469,14 +523,48 @@ def bnpo(
     mu = torch.where(prompt, p, 0.0).sum(0) / prompts.clamp(min=1)
     v = torch.where(prompt, p - mu, 0.0).square().sum(0) / (prompts - 1).clamp(min=1)
     spread = (prompts > 1) & (v > least_variance)
-    kappa = mu * (1 - mu) / torch.where(spread, v, 1.0) - 1
-    alpha = torch.where(spread, (1 + kappa * mu / 3).clamp(min=1.0), 1.0)
-    beta = torch.where(spread, (1 + kappa * (1 - mu) / 3).clamp(min=1.0), 1.0)
-    normalizer = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
-    log_weight = normalizer - torch.xlogy(alpha - 1, p) - torch.xlogy(beta - 1, 1 - p)
-    weight = log_weight.exp().clamp(max=max_weight)  # before the product: at p = 0 or 1 it is inf times 0
+    kappa = torch.where(spread, mu * (1 - mu) / torch.where(spread, v, 1.0) - 1, 0.0)
+    weight = _inverse_beta_density(p, mu, kappa).clamp(max=max_weight)  # before the product: inf times 0 at p = 0 or 1
     advantages = torch.where(scored, weight * c, 0.0)
     return on_tokens(advantages.mean(1) if r.shape[1] else advantages.sum(1), given, mask, lengths, num_tokens)
+
+
+def _inverse_beta_density(p: Tensor, mu: Tensor, kappa: Tensor) -> Tensor:
+    r"""1 / f(p) of bnpo's Beta density, which is 1 where kappa is not positive.
+
+    With a = alpha - 1, b = beta - 1, n = a + b, hence a = n mu, and functions g and h that are nowhere negative:
+
+    .. math::
+        -\log f(p) = g(a) + g(b) - g(n) - \log(n + 1) + a \, h((p - \mu) / \mu) + b \, h((\mu - p) / (1 - \mu)),
+        \quad g(x) = \log(x! \, (e / x)^x), \quad h(x) = x - \log(1 + x).
+
+    Log gammas, of the order of n log n, would cancel: n is 1e11 where v is 1e-12.
+    """
+    is_bent = kappa > 0  # hence 0 < mu < 1
+    n = torch.where(is_bent, kappa / 3, 1.0)
+    mu = torch.where(is_bent, mu, 0.5)
+    a, b = n * mu, n * (1 - mu)
+    at_mu = _log_factorial_excess(a) + _log_factorial_excess(b) - _log_factorial_excess(n) - torch.log1p(n)
+    away = a * _log1p_deficit((p - mu) / mu) + b * _log1p_deficit((mu - p) / (1 - mu))
+    return torch.where(is_bent, (at_mu + away).exp(), 1.0)
+
+
+def _log_factorial_excess(x: Tensor) -> Tensor:
+    """log(x! (e / x)^x) for x >= 0, from 16 on by Stirling's series."""
+    y = x.clamp(min=16.0)
+    s = y.square().reciprocal()
+    series = (1 / 12 - s * (1 / 360 - s * (1 / 1260 - s / 1680))) / y
+    return torch.where(x < 16, torch.lgamma(x + 1) - torch.xlogy(x, x) + x, (2 * math.pi * y).log() / 2 + series)
+
+
+def _log1p_deficit(x: Tensor) -> Tensor:
+    """x - log(1 + x) for x >= -1, near 0 by the series of log(1 + x) = 2 artanh(x / (x + 2))."""
+    y = x / (x + 2)
+    s = y.square()
+    tail = torch.zeros_like(x)
+    for k in range(17, 1, -2):
+        tail = s * (tail + 1 / k)
+    return torch.where(x.abs() < 0.1, y * (x - 2 * tail), x - torch.log1p(x))
 
 
 class ConsistencyAdvantages(NamedTuple):
@@ -531,9 +619,9 @@ def copo(
     >>> local, global_
     (tensor([ 0.0000,  0.0000,  0.7071, -0.7071]), tensor([ 0.7071,  0.7071, -0.7071, -0.7071]))
     """
-    given = as_rewards(rewards, objectives=False)
+    given = as_rollouts(rewards, objectives=False)
     k, b = as_number(steepness, "steepness"), as_number(threshold, "threshold")
-    eps = as_eps(eps)
+    eps = as_nonnegative(eps, "eps")
     if blend not in ("soft", "soft_forced", "soft_zero", "zero", "global", "local"):
         raise ValueError(f"blend: expected one of soft, soft_forced, soft_zero, zero, global, local, got {blend!r}")
     if process_group is not None:
@@ -555,6 +643,7 @@ def copo(
     if consistency_reward:
         damping = (1 - 1 / count.clamp(min=1)) / count.clamp(min=2).log2()
         reward = reward * (1 - damping * entropy)
+    reward = torch.where(reward.isnan(), math.inf, reward)  # an infinite score poisons the batch, as NaN would not
     first = scored & (groups.rank(scored) == 0)  # one row speaks for each prompt
     of_prompts = group_advantages(
         torch.where(first, reward, math.nan), group_size=1, baseline="batch", scale="batch", eps=eps
@@ -660,7 +749,7 @@ def igpo(
         raise ValueError(f'normalization: expected "joint", "separate" or "returns", got {normalization!r}')
     if scale not in ("group", "none"):
         raise ValueError(f'scale: expected "group" or "none", got {scale!r}')
-    eps, gamma = as_eps(eps), as_number(gamma, "gamma")
+    eps, gamma = as_nonnegative(eps, "eps"), as_number(gamma, "gamma")
     groups = Groups.of(given, group_size, group_ids, offsets)
     last = ends & (ends.flip(-1).cumsum(-1).flip(-1) == 1)
     r = given.detach().to(torch.float64)
@@ -707,7 +796,8 @@ def hrpo(
         rewards: (N,) rewards of whole systems.
         action_rewards: (N, T), rewards and penalties of single actions.
         group_size, group_ids, offsets, process_group, eps, ddof: as in `morlfast.group_advantages`.
-        mask: (N, T), or ``lengths``: (N,), the actions that were taken; all by default.
+        mask: (N, T), or ``lengths``: (N,) from 0 to T (checked on the CPU): the actions that were taken; all by
+            default.
         coefficient: :math:`\lambda`.
         exempt_actions: action rewards before this step do not count (the exemption time).
 
@@ -724,30 +814,33 @@ def hrpo(
     tensor([[ 0.9500,  0.9500,  1.0500,  1.0500],
             [-1.1000, -1.1000, -1.1000,  0.0000]])
     """
-    given = as_rewards(rewards, objectives=False)
+    given = as_rollouts(rewards, objectives=False)
     actions = as_tokens(action_rewards, "action_rewards")
     same_device("rewards", given, "action_rewards", actions)
     if actions.shape[0] != given.shape[0]:
         raise ValueError(f"action_rewards: expected shape ({given.shape[0]}, T), got {tuple(actions.shape)}")
     coefficient, gamma = as_number(coefficient, "coefficient"), as_number(gamma, "gamma")
     exempt_actions = as_integer(exempt_actions, "exempt_actions")
-    on = None
-    if mask is not None or lengths is not None:
-        ones = torch.ones_like(given, dtype=torch.float64)
-        on = on_tokens(ones, ones, mask, lengths, actions.shape[1] if mask is None else None) != 0
-        if on.shape != actions.shape:
-            raise ValueError(f"mask: expected shape {tuple(actions.shape)}, got {tuple(on.shape)}")
+    num_tokens = actions.shape[1]
+    on = torch.ones_like(actions, dtype=torch.bool)
+    if mask is not None and lengths is not None:
+        raise ValueError("mask, lengths: expected at most one of them, got both")
+    if mask is not None:
+        on = as_mask(mask, actions, "action_rewards")
+    elif lengths is not None:
+        taken = as_integers(lengths, "lengths", "rewards", given)
+        if taken.shape != given.shape:
+            raise ValueError(f"lengths: expected shape {tuple(given.shape)}, got {tuple(taken.shape)}")
+        check_lengths(taken, num_tokens)
+        on = torch.arange(num_tokens, device=given.device) < taken[:, None]
     r = given.detach().to(torch.float64)
     relative = group_advantages(
         r, group_size, group_ids=group_ids, offsets=offsets, eps=eps, ddof=ddof, process_group=process_group
     )
-    counts = torch.arange(actions.shape[1], device=given.device) >= exempt_actions
-    if on is not None:
-        counts = counts & on
-    x = torch.where(counts, actions.detach().to(torch.float64).nan_to_num(0.0, math.inf, -math.inf), 0.0)
+    counts = on & (torch.arange(num_tokens, device=given.device) >= exempt_actions)
+    x = torch.where(counts, actions.to(torch.float64).nan_to_num(0.0, math.inf, -math.inf), 0.0)
     a = relative[:, None] + coefficient * linear_scan(x, gamma)
-    keep = ~r.isnan()[:, None] if on is None else on & ~r.isnan()[:, None]
-    return torch.where(keep, a, 0.0).to(given.dtype)
+    return torch.where(on & ~r.isnan()[:, None], a, 0.0).to(given.dtype)
 
 
 def aspo(
@@ -784,8 +877,9 @@ def aspo(
         mask, lengths, num_tokens: broadcast to tokens.
 
     Returns:
-        (N,) or (N, T) in the dtype of ``advantages``, which keep their NaN. One eligible rollout, or equal positions,
-        change nothing. Float64, O(N).
+        (N,) or (N, T) in the dtype of ``advantages``. One eligible rollout or equal positions change nothing, nor does
+        a NaN position or length, which is no part of the means. A NaN advantage stays and an infinite one becomes NaN,
+        as do the eligible rollouts of a group with an infinite position or length. Float64, O(N).
 
     Source: arXiv 2508.19201, eq. 2, with its conservative setting; the aggressive one is delta -2.5, bound 0.9.
 
@@ -794,11 +888,9 @@ def aspo(
     >>> aspo(a, p, n, torch.tensor([True, True, True, False]), group_size=4)
     tensor([ 1.3600,  0.8000,  0.2400, -1.2000])
     """
-    given = as_rewards(advantages, "advantages", objectives=False)
+    given = as_rollouts(advantages, "advantages", objectives=False)
     on = as_mask(eligible, given, "advantages", "eligible")
-    delta, bound = as_number(delta, "delta"), as_number(bound, "bound")
-    if not bound >= 0:
-        raise ValueError(f"bound: expected a number >= 0, got {bound!r}")
+    delta, bound = as_number(delta, "delta"), as_nonnegative(bound, "bound")
     columns = []
     for name, column in (("call_positions", call_positions), ("response_lengths", response_lengths)):
         tensor = column if isinstance(column, Tensor) else as_tensor(column, name, device=given.device)
@@ -809,17 +901,9 @@ def aspo(
     groups = {"group_ids": group_ids, "offsets": offsets, "process_group": process_group}
     position, length = ((x, group_advantages(x, group_size, scale="none", **groups)) for x in columns)
     a = given.detach().to(torch.float64)
+    a = torch.where(a.isinf(), math.nan, a)
     limit = bound * a.abs()
-    mean_length = length[0] - length[1]
+    mean_length = length[0] - length[1]  # NaN too where an infinite length has poisoned the group
     bias = (delta * position[1] / mean_length).clamp(-limit, limit)
-    shaped = torch.where(on & (mean_length > 0), a + bias, a)
+    shaped = torch.where(on & ~length[0].isnan() & ~(mean_length <= 0), a + bias, a)
     return on_tokens(shaped, given, mask, lengths, num_tokens)
-
-
-def _scores(rewards: Tensor, weights: Any) -> Tensor:
-    """(N,): weighted sums over scored objectives, NaN where there is none."""
-    if weights is not None:
-        rewards = rewards * torch.as_tensor(weights, dtype=torch.float64, device=rewards.device)
-    if rewards.dim() == 1:
-        return rewards
-    return torch.where(rewards.isnan().all(1), math.nan, rewards.nansum(1))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from morlfast._arguments import as_floating, as_integer, as_integers, as_number, as_tensor, same_device
-from morlfast._groups import Groups, as_eps, as_labels, as_rewards, dense, on_tokens, over_ranks
+from morlfast._groups import Groups, as_labels, as_nonnegative, as_rollouts, can_look, dense, on_tokens, over_ranks
 from morlfast.advantages import group_advantages
 
 Credit = Literal["uniform", "sum_mean", "score", "std"]
@@ -82,7 +82,7 @@ def riskpo(
     >>> riskpo(rewards, group_size=5, bundle_size=2, credit="uniform")[:5]
     tensor([ 0.1594, -2.8685,  0.9562,  0.1594,  0.9562])
     """
-    given = as_rewards(rewards, objectives=False)
+    given = as_rollouts(rewards, objectives=False)
     for name, value, allowed in (
         ("quantiles", quantiles, (None, "batch", "track", "mix")),
         ("tail", tail, (None, "lower", "upper")),
@@ -97,8 +97,10 @@ def riskpo(
         raise ValueError(f"lower, upper: expected 0 <= lower < upper <= 1, got {lower!r} and {upper!r}")
     if tracker is None and quantiles in ("track", "mix"):
         raise ValueError(f"tracker: quantiles={quantiles!r} needs one")
-    eps, w = as_eps(eps), as_number(tail_weight, "tail_weight")
+    eps, w = as_nonnegative(eps, "eps"), as_number(tail_weight, "tail_weight")
     if tracker is not None:
+        if not isinstance(tracker, RiskQuantiles):
+            raise TypeError(f"tracker: expected a RiskQuantiles, got {tracker!r:.80}")
         same_device("rewards", given, "tracker", tracker.values)
     papers, own = _Papers.of(given, group_size, group_ids, offsets, bundle_size, bundle_ids, process_group)
     r, s, on, bundles = papers.rewards, papers.scores, papers.member, papers.bundles
@@ -164,7 +166,7 @@ def paper_scores(
     >>> paper_scores(torch.tensor([1.0, 0.0, 1.0, 1.0]), group_size=2, bundle_size=2)
     tensor([2., 1., nan, nan], dtype=torch.float64)
     """
-    given = as_rewards(rewards, objectives=False)
+    given = as_rollouts(rewards, objectives=False)
     papers, _ = _Papers.of(given, group_size, group_ids, offsets, bundle_size, bundle_ids, process_group)
     return torch.where(papers.first, papers.scores, math.nan)
 
@@ -179,7 +181,7 @@ class RiskQuantiles:
 
     Args:
         levels: ascending numbers in (0, 1); 0.05, 0.10, ... 0.95 by default.
-        learning_rate: :math:`\eta`.
+        learning_rate: :math:`\eta`, at least 0.
         device: of the values, which are float64.
 
     Source: RiskPO (2025), arXiv 2510.00911.
@@ -200,28 +202,28 @@ class RiskQuantiles:
         rises = all(a < b for a, b in zip((0.0, *self.levels), (*self.levels, 1.0), strict=True))
         if not self.levels or not rises:
             raise ValueError(f"levels: expected ascending numbers between 0 and 1, got {list(self.levels)}")
-        self.learning_rate = as_number(learning_rate, "learning_rate")
+        self.learning_rate = as_nonnegative(learning_rate, "learning_rate")
         self.updates = 0
         self.values = torch.zeros(len(self.levels), dtype=torch.float64, device=device)
         self._levels = torch.tensor(self.levels, dtype=torch.float64, device=device)
 
     def update(self, scores: Any) -> None:
-        """Moves every quantile. ``scores`` of any shape; NaN are left out, and without any score nothing moves.
+        """Moves every quantile. ``scores`` of any shape; NaN and infinite ones are left out.
 
-        O(n log n) for the first n scores, then O(n L).
+        Without any score nothing moves. O(n log n). Until there have been scores it looks for them, which waits for a
+        GPU.
         """
         s = as_floating(scores, "scores").detach().to(torch.float64).flatten()
         same_device("the tracker", self.values, "scores", s)
-        if s.numel() == 0:
+        scored = s.isfinite()
+        if s.numel() == 0 or (self.updates == 0 and not bool(scored.any())):
             return
-        scored = ~s.isnan()
+        count = scored.sum()
+        ascending = torch.where(scored, s, math.inf).sort().values
         if self.updates == 0:
-            if not s.is_cuda and not bool(scored.any()):
-                return
-            self.values = torch.nanquantile(s, self._levels)
+            self.values = _quantiles(ascending, count - 1, self._levels)
         else:
-            count = scored.sum()
-            below = (s < self.values[:, None]).to(s).sum(1) / count.clamp(min=1)
+            below = torch.searchsorted(ascending, self.values) / count.clamp(min=1).to(s)
             step = self.learning_rate * (self._levels - below)
             self.values = self.values + torch.where(count > 0, step, 0.0)
         self.updates += 1
@@ -248,6 +250,8 @@ class RiskQuantiles:
         values = as_tensor(state["values"], "values", dtype=torch.float64, device=device)
         if values.shape != loaded.values.shape:
             raise ValueError(f"values: expected shape {tuple(loaded.values.shape)}, got {tuple(values.shape)}")
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"values: expected finite numbers, got {values.tolist()}")
         loaded.values, loaded.updates = values.clone(), as_integer(state["updates"], "updates")
         vars(self).update(vars(loaded))
 
@@ -281,7 +285,7 @@ def spo(
     >>> spo(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.5, 0.5, 0.5]))
     tensor([ 0.5774, -1.1547,  0.5774])
     """
-    given = as_rewards(rewards, objectives=False)
+    given = as_rollouts(rewards, objectives=False)
     v = as_floating(
         values if isinstance(values, Tensor) else as_tensor(values, "values", device=given.device), "values"
     )
@@ -289,7 +293,9 @@ def spo(
     if v.shape != given.shape:
         raise ValueError(f"values: expected shape {tuple(given.shape)}, got {tuple(v.shape)}")
     d = given.detach().to(torch.float64) - v.detach().to(torch.float64)
-    a = group_advantages(d, group_size=1, baseline="batch", scale="batch", eps=as_eps(eps), process_group=process_group)
+    a = group_advantages(
+        d, group_size=1, baseline="batch", scale="batch", eps=as_nonnegative(eps, "eps"), process_group=process_group
+    )
     return on_tokens(a, given, mask, lengths, num_tokens)
 
 
@@ -330,7 +336,7 @@ class SinglestreamTracker:
         if prompts < 0:
             raise ValueError(f"num_prompts: expected an int >= 0, got {prompts}")
         self.half_life = as_number(half_life, "half_life")
-        if not self.half_life > 0:
+        if not 0 < self.half_life < math.inf:
             raise ValueError(f"half_life: expected a positive number, got {half_life!r}")
         self.least_rho, self.most_rho = as_number(least_rho, "least_rho"), as_number(most_rho, "most_rho")
         if not 0 < self.least_rho <= self.most_rho <= 1:
@@ -348,7 +354,8 @@ class SinglestreamTracker:
             \alpha_0 = N_0 \frac{s + 1/2}{n + 1}, \quad \beta_0 = N_0 \frac{n - s + 1/2}{n + 1}, \quad
             N_0 = \frac{1}{1 - \rho_\mathrm{min}}
 
-        ``successes``: (Q,); ``rollouts``: (Q,) or a number. ``least_rho`` has to be below 1.
+        ``successes``: (Q,), counts or sums of rewards from 0 to 1; ``rollouts``: (Q,) or a number, at least as many
+        (checked, which waits for a GPU). ``least_rho`` has to be below 1.
         """
         s = as_tensor(successes, "successes")
         if s.dim() != 1:
@@ -360,6 +367,8 @@ class SinglestreamTracker:
         n = as_tensor(rollouts, "rollouts", device=s.device).to(s)
         if n.dim() > 0 and n.shape != s.shape:
             raise ValueError(f"rollouts: expected a number or shape {tuple(s.shape)}, got {tuple(n.shape)}")
+        if not bool(((s >= 0) & (s <= n) & n.isfinite()).all()):
+            raise ValueError("successes, rollouts: expected 0 <= successes <= rollouts, finite")
         weight = 1 / ((1 - tracker.least_rho) * (n + 1))
         tracker.alpha, tracker.beta = weight * (s + 0.5), weight * (n - s + 0.5)
         return tracker
@@ -380,7 +389,10 @@ class SinglestreamTracker:
                 and keeps the mean of its :math:`\rho`.
             rewards: (N,), from 0 to 1; a rollout with NaN (not scored) changes nothing.
             divergence: (N,) D, the mean of :math:`|\log \pi_\mathrm{stored} - \log \pi|` over the tokens of the
-                prompt's previous response, see `divergence`; 0 at the first visit, and by default.
+                prompt's previous response, see `divergence`; 0 at the first visit, where it is NaN (not known), and by
+                default.
+
+        Rewards and divergences out of range raise on the CPU; a GPU does not wait to look, and clips them.
         """
         rows = self._rows(prompts)
         r = as_floating(rewards, "rewards").detach().to(torch.float64)
@@ -392,7 +404,12 @@ class SinglestreamTracker:
             d = as_floating(divergence, "divergence").detach().to(r)
             if d.shape != rows.shape:
                 raise ValueError(f"divergence: expected shape {tuple(rows.shape)}, got {tuple(d.shape)}")
+        if can_look(r) and bool(((r < 0) | (r > 1)).any()):
+            raise ValueError("rewards: expected values from 0 to 1")
+        if can_look(d) and bool((d < 0).any()):
+            raise ValueError("divergence: expected values >= 0")
         scored = ~r.isnan()
+        r, d = r.clamp(0.0, 1.0), torch.where(d.isnan(), 0.0, d)
         visits = torch.zeros_like(self.alpha).index_add_(0, rows, scored.to(r))
         rho = torch.exp2(-d / self.half_life).clamp(self.least_rho, self.most_rho)
         kept = torch.zeros_like(self.alpha).index_add_(0, rows, torch.where(scored, rho, 0.0))
@@ -401,9 +418,9 @@ class SinglestreamTracker:
         self.beta = (rho * self.beta).index_add_(0, rows, torch.where(scored, 1 - r, 0.0))
 
     def sampling_weights(self, prompts: Any = None, *, exploration: float = 0.05) -> Tensor:
-        r""":math:`\sqrt{\hat v (1 - \hat v)}` plus ``exploration``, (Q,) or (N,): what is not known yet comes first."""
+        r""":math:`\sqrt{\hat v (1 - \hat v)}` plus ``exploration`` >= 0, (Q,) or (N,): the unknown comes first."""
         v = self.values(prompts)
-        return (v * (1 - v)).sqrt() + as_number(exploration, "exploration")
+        return (v * (1 - v)).sqrt() + as_nonnegative(exploration, "exploration")
 
     def sample(
         self,
@@ -458,6 +475,8 @@ class SinglestreamTracker:
         beta = as_tensor(state["beta"], "beta", dtype=torch.float64, device=device)
         if alpha.dim() != 1 or alpha.shape != beta.shape:
             raise ValueError(f"alpha, beta: expected one shape (Q,), got {tuple(alpha.shape)} and {tuple(beta.shape)}")
+        if not bool(((alpha >= 0) & (beta >= 0) & (alpha + beta > 0) & (alpha + beta).isfinite()).all()):
+            raise ValueError("alpha, beta: expected finite numbers >= 0 with a positive sum")
         options = {name: state[name] for name in ("half_life", "least_rho", "most_rho")}
         loaded = SinglestreamTracker(alpha.shape[0], device=device, **options)
         loaded.alpha, loaded.beta = alpha.clone(), beta.clone()
@@ -468,7 +487,7 @@ class SinglestreamTracker:
         count = self.alpha.shape[0]
         if rows.dim() != 1:
             raise ValueError(f"prompts: expected shape (N,), got {tuple(rows.shape)}")
-        if not rows.is_cuda and not torch.compiler.is_compiling() and bool(((rows < 0) | (rows >= count)).any()):
+        if can_look(rows) and bool(((rows < 0) | (rows >= count)).any()):
             raise ValueError(f"prompts: expected values from 0 to {count - 1}")
         return rows
 
@@ -536,9 +555,13 @@ class _Papers(NamedTuple):
         by_bundle = torch.sort(self.bundles.index[by_score.indices], stable=True)
         ascending = by_score.values[by_bundle.indices]
         last = (self.bundles.sum(self.first) - 1).clamp(min=0)
-        place = last * level
-        start = self.bundles.starts[self.bundles.index]
-        below = place.floor()
-        lo = ascending[start + below.to(torch.int64)]
-        hi = ascending[start + torch.minimum(below + 1, last).to(torch.int64)]
-        return torch.where(hi > lo, lo + (place - below) * (hi - lo), lo)
+        return _quantiles(ascending, last, level, self.bundles.starts[self.bundles.index])
+
+
+def _quantiles(ascending: Tensor, last: Tensor, level: float | Tensor, start: int | Tensor = 0) -> Tensor:
+    """Linear between the values from `start` to `start + last`. (`torch.quantile` refuses more than 2^24 of them.)"""
+    place = last * level
+    below = place.floor()
+    lo = ascending[start + below.to(torch.int64)]
+    hi = ascending[start + torch.minimum(below + 1, last).to(torch.int64)]
+    return torch.where(hi > lo, lo + (place - below) * (hi - lo), lo)

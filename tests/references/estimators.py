@@ -6,6 +6,8 @@ import math
 from collections.abc import Hashable, Sequence
 from statistics import fmean, stdev
 
+import mpmath  # which torch brings: SymPy needs it
+
 Value = float | None
 Rows = Sequence[Sequence[float]]
 
@@ -39,6 +41,7 @@ def centred(values: Sequence[Value], labels: Sequence[Hashable]) -> list[float]:
 
 
 def gpg(rewards: Sequence[Value], labels: Sequence[Hashable], f_norm: float = 1.0) -> list[float]:
+    """All counts are of scored rollouts: ``nan="skip"``."""
     scored = [r for r in rewards if r is not None]
     alpha = len(scored) / max(sum(r != 0 for r in scored), 1)
     return [alpha * c / f_norm for c in centred(rewards, labels)]
@@ -86,25 +89,30 @@ def optimal_token_baseline(
     return advantages, returns
 
 
-def bnpo(rewards: Sequence[Value], labels: Sequence[Hashable], singleton: str = "zero") -> list[float]:
-    """Rewards in [0, 1]."""
-    scored = {label: [i for i in rows if rewards[i] is not None] for label, rows in members(labels).items()}
-    p = {label: fmean(rewards[i] for i in rows) for label, rows in scored.items() if len(rows) > 1}
-    if singleton == "reward":
-        p |= {label: 0.0 for label, rows in scored.items() if len(rows) == 1}
-    alpha = beta = 1.0
-    if len(p) > 1 and len(set(p.values())) > 1:
-        mu, v = fmean(p.values()), stdev(p.values()) ** 2
-        kappa = mu * (1 - mu) / v - 1
-        alpha, beta = max(1.0, 1 + kappa * mu / 3), max(1.0, 1 + kappa * (1 - mu) / 3)
-    result = [0.0] * len(rewards)
-    for label, mean in p.items():
-        norm = math.lgamma(alpha + beta) - math.lgamma(alpha) - math.lgamma(beta)
-        density = math.exp(norm) * mean ** (alpha - 1) * (1 - mean) ** (beta - 1)
-        weight = min(1 / density, 1e6) if density else 1e6
-        for i in scored[label]:
-            result[i] = weight * (rewards[i] - mean)
-    return result
+def bnpo(
+    rewards: Sequence[Value], labels: Sequence[Hashable], singleton: str = "zero", least_variance: float = 1e-12
+) -> list[float]:
+    """Rewards in [0, 1]. With 60 digits, of which the log gammas of close rates cancel up to 25."""
+    with mpmath.workdps(60):
+        values = [None if r is None else mpmath.mpf(r) for r in rewards]
+        scored = {label: [i for i in rows if values[i] is not None] for label, rows in members(labels).items()}
+        p = {label: mpmath.fsum(values[i] for i in rows) / len(rows) for label, rows in scored.items() if len(rows) > 1}
+        if singleton == "reward":
+            p |= {label: mpmath.mpf(0) for label, rows in scored.items() if len(rows) == 1}
+        alpha = beta = mpmath.mpf(1)
+        if len(p) > 1:
+            mu = mpmath.fsum(p.values()) / len(p)
+            v = mpmath.fsum((q - mu) ** 2 for q in p.values()) / (len(p) - 1)
+            if v > least_variance:
+                kappa = mu * (1 - mu) / v - 1
+                alpha, beta = max(alpha, 1 + kappa * mu / 3), max(beta, 1 + kappa * (1 - mu) / 3)
+        result = [0.0] * len(rewards)
+        for label, mean in p.items():
+            density = mean ** (alpha - 1) * (1 - mean) ** (beta - 1) / mpmath.beta(alpha, beta)
+            weight = min(1 / density, 10**6) if density else 10**6
+            for i in scored[label]:
+                result[i] = float(weight * (values[i] - mean))
+        return result
 
 
 def quantile(values: Sequence[float], level: float) -> float:
