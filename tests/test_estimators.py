@@ -1115,6 +1115,17 @@ def test_the_python_of_the_page_runs():
     assert not missing
 
 
+def test_the_page_says_which_presets_have_an_estimator():
+    page = (Path(__file__).parents[1] / "docs" / "advantages.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (all.*|`.*`) \| [^|]* \|$", page, flags=re.MULTILINE)
+    assert {name for name, _ in rows} == {*RULES, "multi_objective_grpo"}
+    for name, said in rows:
+        method = {"multi_objective_grpo": "grpo"}.get(name, name)
+        having = {preset for preset in PRESETS if method in PRESETS[preset].methods}
+        named = set(re.findall(r"`([\w-]+)`", said))
+        assert (set(PRESETS) - named if said.startswith("all") else named) == (having or {"nemo"}), name
+
+
 # --- bad input ---
 
 STATE = SinglestreamTracker(2).state_dict()

@@ -84,6 +84,11 @@ class Groups:
         mean = torch.where(mean.isfinite(), mean, math.nan)  # an infinite value poisons its group
         return torch.where(where, deviation - (mean[..., None] if joint else mean), 0.0)
 
+    def std(self, centred: Tensor, where: Tensor) -> Tensor:
+        """Deviation (n - 1) of what `centred` gave for `where`, 0 for one value, (N,)."""
+        count = self.sum(where)
+        return (self.sum(torch.where(where, centred.square(), 0.0)) / (count - 1).clamp(min=1)).sqrt()
+
     def rank(self, where: Tensor) -> Tensor:
         """How many earlier rows of the group are in `where`, (N, ...)."""
         if len(where) == 0:

@@ -428,19 +428,23 @@ def optimal_token_baseline(
 
     # verl compares the lengths of all rows, and in the form by tokens of those with a token.
     present = scored if align == "position" else scored & (counts > 0)
-    length = torch.where(present, counts, -1).to(torch.float64)
-    longest = groups.max(length)
-    is_longest = present & (length == longest)
-    second = groups.max(torch.where(is_longest, -1.0, length))
-    alone = is_longest & (groups.sum(is_longest) == 1)
-    start = second.clamp(min=0) if zero_tail else torch.where(second < 0, 0.0, math.inf)
-    a = torch.where(step >= torch.where(alone, start, math.inf)[:, None], g, a)
+    a = torch.where(step >= _alone_from(groups, counts, present, zero_tail)[:, None], g, a)
     if align == "token":
         a = a.gather(1, place.clamp(max=num_tokens - 1)) if num_tokens else a
     a = torch.where(a.isinf(), math.nan, a)
     reached = on & scored[:, None]
     a, returns = torch.where(reached, a, 0.0), torch.where(reached, returns, 0.0)
     return TokenAdvantages(a.to(given.dtype), returns.to(given.dtype))
+
+
+def _alone_from(groups: Groups, lengths: Tensor, present: Tensor, zero_tail: bool) -> Tensor:
+    """(N,): the step from which a row has no others of its group to compare with; without `zero_tail` never or 0."""
+    length = torch.where(present, lengths, -1).to(torch.float64)
+    is_longest = present & (length == groups.max(length))
+    second = groups.max(torch.where(is_longest, -1.0, length))
+    alone = is_longest & (groups.sum(is_longest) == 1)
+    start = second.clamp(min=0) if zero_tail else torch.where(second < 0, 0.0, math.inf)
+    return torch.where(alone, start, math.inf)
 
 
 def bnpo(

@@ -103,7 +103,7 @@ def riskpo(
             raise TypeError(f"tracker: expected a RiskQuantiles, got {tracker!r:.80}")
         same_device("rewards", given, "tracker", tracker.values)
     papers, own = _Papers.of(given, group_size, group_ids, offsets, bundle_size, bundle_ids, process_group)
-    r, s, on, bundles = papers.rewards, papers.scores, papers.member, papers.bundles
+    s, bundles = papers.scores, papers.bundles
 
     low, high = papers.quantile(lower), papers.quantile(upper)
     if tracker is not None and tracker.updates > 0 and quantiles != "batch":
@@ -118,9 +118,8 @@ def riskpo(
     elif tail == "upper":
         a = (a + w * (s - high).clamp(min=0) / (1 - upper + eps)) / (1 + w)
     if scale == "bundle":
-        c = bundles.centred(s, papers.first)
         count = bundles.sum(papers.first)
-        std = (bundles.sum(torch.where(papers.first, c.square(), 0.0)) / (count - 1).clamp(min=1)).sqrt()
+        std = bundles.std(bundles.centred(s, papers.first), papers.first)
         scaled = a / (torch.where(count > 1, std, 1.0) + eps)
         if zero_variance != "eps":
             # Sums of the same rewards in another order differ by rounding.
@@ -128,22 +127,8 @@ def riskpo(
             scaled = torch.where(equal, a if zero_variance == "unscaled" else 0.0, scaled)
         a = scaled
 
-    if credit == "score":
-        a = a * torch.where(r > 0, 0.5, 1.5)
-    elif credit != "uniform":
-        questions = papers.questions
-        scored = papers.scored
-        rho = questions.centred(r, scored)
-        if credit == "std":
-            count = questions.sum(scored)
-            std = (questions.sum(torch.where(scored, rho.square(), 0.0)) / (count - 1).clamp(min=1)).sqrt()
-            a = a / (torch.where(std > 1e-3, std, 1.0) + eps)
-        else:
-            total = papers.papers.sum(torch.where(on, rho, 0.0))
-            split = total.abs() > 1e-6
-            responses = papers.papers.sum(on)
-            a = a * torch.where(split, rho / torch.where(split, total, 1.0), 1 / responses.clamp(min=1))
-    return on_tokens(torch.where(on, a, 0.0)[own], given, mask, lengths, num_tokens)
+    a = torch.where(papers.member, papers.credited(a, credit, eps), 0.0)
+    return on_tokens(a[own], given, mask, lengths, num_tokens)
 
 
 def paper_scores(
@@ -546,6 +531,21 @@ class _Papers(NamedTuple):
         scores = papers.sum(torch.where(member, r, 0.0))
         first = member & (papers.rank(member) == 0)
         return cls(r, scored, scores, member, first, questions, bundles, papers), own
+
+    def credited(self, a: Tensor, credit: Credit, eps: float) -> Tensor:
+        """What each response gets of its paper's advantage."""
+        if credit == "uniform":
+            return a
+        if credit == "score":
+            return a * torch.where(self.rewards > 0, 0.5, 1.5)
+        rho = self.questions.centred(self.rewards, self.scored)
+        if credit == "std":
+            std = self.questions.std(rho, self.scored)
+            return a / (torch.where(std > 1e-3, std, 1.0) + eps)
+        total = self.papers.sum(torch.where(self.member, rho, 0.0))
+        responses = self.papers.sum(self.member)
+        split = total.abs() > 1e-6
+        return a * torch.where(split, rho / torch.where(split, total, 1.0), 1 / responses.clamp(min=1))
 
     def quantile(self, level: float) -> Tensor:
         """Of the paper scores of the rollout's bundle, linear between them; any number where there are none."""
