@@ -1046,6 +1046,13 @@ def test_single_stream_tracker_saves_and_restores():
     assert torch.equal(tracker.beta, again.beta)
 
 
+def test_rollouts_are_a_number_or_one_for_each_prompt():
+    s = torch.tensor([3, 0])
+    expected = SinglestreamTracker.from_rollouts(s, 8)
+    for rollouts in (np.int64(8), 8.0, torch.tensor(8), [8, 8], np.array([8, 8])):
+        assert torch.equal(SinglestreamTracker.from_rollouts(s, rollouts).alpha, expected.alpha)
+
+
 def test_single_stream_tracker_without_scores_stays():
     tracker = SinglestreamTracker(3)
     before = tracker.alpha.clone()
@@ -1129,6 +1136,7 @@ def test_the_page_says_which_presets_have_an_estimator():
 # --- bad input ---
 
 STATE = SinglestreamTracker(2).state_dict()
+TOKENS = torch.ones(2, 3)
 
 
 @pytest.mark.parametrize(
@@ -1188,6 +1196,15 @@ STATE = SinglestreamTracker(2).state_dict()
         (lambda: SinglestreamTracker(2).update(torch.tensor([1]), torch.tensor([5.0])), "rewards"),
         (lambda: SinglestreamTracker(2).update(torch.tensor([1]), torch.tensor([-3.0])), "rewards"),
         (lambda: SinglestreamTracker(2).update(torch.tensor([1]), torch.ones(1), torch.tensor([-0.1])), "divergence"),
+        (lambda: SinglestreamTracker(2).update([1], torch.ones(1), torch.zeros(1, device="meta")), "divergence"),
+        (lambda: SinglestreamTracker(2).update([1], torch.ones(1), torch.zeros(2)), "divergence"),
+        (lambda: SinglestreamTracker.from_rollouts([1], torch.ones(1, device="meta")), "rollouts"),
+        (lambda: SinglestreamTracker.from_rollouts([1], [1, 1]), "rollouts"),
+        (lambda: SinglestreamTracker.divergence(TOKENS, TOKENS, TOKENS.to("meta")), "mask"),
+        (lambda: SinglestreamTracker.divergence(TOKENS.to("meta"), TOKENS, TOKENS), "stored_log_probs"),
+        (lambda: SinglestreamTracker.divergence(TOKENS, TOKENS, TOKENS[0]), "mask"),
+        (lambda: spo(torch.ones(2), torch.ones(2, device="meta")), "values"),
+        (lambda: spo(torch.ones(2), torch.ones(2, dtype=torch.complex64)), "values"),
         (lambda: SinglestreamTracker(2).sample(1, exploration=-5), "exploration"),
         (lambda: SinglestreamTracker(2).sample(1, exploration=NAN), "exploration"),
         (lambda: SinglestreamTracker(2).sample(1, exploration=math.inf), "exploration"),

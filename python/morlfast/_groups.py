@@ -181,14 +181,25 @@ def as_rollouts(values: Any, name: str = "rewards", objectives: bool = True) -> 
     return tensor
 
 
-def as_tokens(values: Any, name: str, like: Tensor | None = None) -> Tensor:
+def as_tokens(values: Any, name: str, like: Tensor | None = None, like_name: str = "token_rewards") -> Tensor:
     tensor = as_floating(values, name)
     if tensor.dim() != 2 or (like is not None and tensor.shape != like.shape):
         expected = "(N, T)" if like is None else str(tuple(like.shape))
         raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
     if like is not None:
-        same_device("token_rewards", like, name, tensor)
+        same_device(like_name, like, name, tensor)
     return tensor.detach()
+
+
+def as_column(values: Any, name: str, like: Tensor, like_name: str = "rewards") -> Tensor:
+    """Another number for each rollout of `like`, in float64."""
+    tensor = values if isinstance(values, Tensor) else as_tensor(values, name, device=like.device)
+    same_device(like_name, like, name, tensor)
+    if tensor.dtype.is_complex:
+        raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
+    if tensor.shape != like.shape:
+        raise ValueError(f"{name}: expected shape {tuple(like.shape)}, got {tuple(tensor.shape)}")
+    return tensor.detach().to(torch.float64)
 
 
 def as_mask(mask: Any, like: Tensor, like_name: str, name: str = "mask") -> Tensor:

@@ -13,12 +13,12 @@ from morlfast._arguments import (
     as_integer,
     as_integers,
     as_number,
-    as_tensor,
     check_lengths,
     same_device,
 )
 from morlfast._groups import (
     Groups,
+    as_column,
     as_labels,
     as_mask,
     as_nonnegative,
@@ -895,13 +895,10 @@ def aspo(
     given = as_rollouts(advantages, "advantages", objectives=False)
     on = as_mask(eligible, given, "advantages", "eligible")
     delta, bound = as_number(delta, "delta"), as_nonnegative(bound, "bound")
-    columns = []
-    for name, column in (("call_positions", call_positions), ("response_lengths", response_lengths)):
-        tensor = column if isinstance(column, Tensor) else as_tensor(column, name, device=given.device)
-        same_device("advantages", given, name, tensor)
-        if tensor.shape != given.shape:
-            raise ValueError(f"{name}: expected shape {tuple(given.shape)}, got {tuple(tensor.shape)}")
-        columns.append(torch.where(on, tensor.detach().to(torch.float64), math.nan))
+    columns = (
+        torch.where(on, as_column(values, name, given, "advantages"), math.nan)
+        for name, values in (("call_positions", call_positions), ("response_lengths", response_lengths))
+    )
     groups = {"group_ids": group_ids, "offsets": offsets, "process_group": process_group}
     position, length = ((x, group_advantages(x, group_size, scale="none", **groups)) for x in columns)
     a = given.detach().to(torch.float64)

@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from morlfast._arguments import as_floating, as_integer, as_integers, as_number, as_tensor, same_device
-from morlfast._groups import Groups, as_labels, as_nonnegative, as_rollouts, can_look, dense, on_tokens, over_ranks
+from morlfast._groups import (
+    Groups,
+    as_column,
+    as_labels,
+    as_mask,
+    as_nonnegative,
+    as_rollouts,
+    as_tokens,
+    can_look,
+    dense,
+    on_tokens,
+    over_ranks,
+)
 from morlfast.advantages import group_advantages
 
 Credit = Literal["uniform", "sum_mean", "score", "std"]
@@ -271,13 +283,7 @@ def spo(
     tensor([ 0.5774, -1.1547,  0.5774])
     """
     given = as_rollouts(rewards, objectives=False)
-    v = as_floating(
-        values if isinstance(values, Tensor) else as_tensor(values, "values", device=given.device), "values"
-    )
-    same_device("rewards", given, "values", v)
-    if v.shape != given.shape:
-        raise ValueError(f"values: expected shape {tuple(given.shape)}, got {tuple(v.shape)}")
-    d = given.detach().to(torch.float64) - v.detach().to(torch.float64)
+    d = given.detach().to(torch.float64) - as_column(values, "values", given)
     a = group_advantages(
         d, group_size=1, baseline="batch", scale="batch", eps=as_nonnegative(eps, "eps"), process_group=process_group
     )
@@ -342,20 +348,18 @@ class SinglestreamTracker:
         ``successes``: (Q,), counts or sums of rewards from 0 to 1; ``rollouts``: (Q,) or a number, at least as many
         (checked, which waits for a GPU). ``least_rho`` has to be below 1.
         """
-        s = as_tensor(successes, "successes")
+        s = as_tensor(successes, "successes").to(torch.float64)
         if s.dim() != 1:
             raise ValueError(f"successes: expected shape (Q,), got {tuple(s.shape)}")
         tracker = cls(s.shape[0], **{"device": s.device, **options})
         if tracker.least_rho == 1:
             raise ValueError("least_rho: expected a number below 1, whose run of visits has an end")
-        s = s.to(tracker.alpha)
-        n = as_tensor(rollouts, "rollouts", device=s.device).to(s)
-        if n.dim() > 0 and n.shape != s.shape:
-            raise ValueError(f"rollouts: expected a number or shape {tuple(s.shape)}, got {tuple(n.shape)}")
+        n = rollouts if isinstance(rollouts, Tensor) else as_tensor(rollouts, "rollouts", device=s.device)
+        n = as_column(n.expand(s.shape) if n.dim() == 0 else n, "rollouts", s, "successes")
         if not bool(((s >= 0) & (s <= n) & n.isfinite()).all()):
             raise ValueError("successes, rollouts: expected 0 <= successes <= rollouts, finite")
         weight = 1 / ((1 - tracker.least_rho) * (n + 1))
-        tracker.alpha, tracker.beta = weight * (s + 0.5), weight * (n - s + 0.5)
+        tracker.alpha, tracker.beta = ((weight * (x + 0.5)).to(tracker.alpha) for x in (s, n - s))
         return tracker
 
     def values(self, prompts: Any = None) -> Tensor:
@@ -380,15 +384,8 @@ class SinglestreamTracker:
         Rewards and divergences out of range raise on the CPU; a GPU does not wait to look, and clips them.
         """
         rows = self._rows(prompts)
-        r = as_floating(rewards, "rewards").detach().to(torch.float64)
-        same_device("the tracker", self.alpha, "rewards", r)
-        if r.shape != rows.shape:
-            raise ValueError(f"rewards: expected shape {tuple(rows.shape)}, got {tuple(r.shape)}")
-        d = torch.zeros_like(r)
-        if divergence is not None:
-            d = as_floating(divergence, "divergence").detach().to(r)
-            if d.shape != rows.shape:
-                raise ValueError(f"divergence: expected shape {tuple(rows.shape)}, got {tuple(d.shape)}")
+        r = as_column(rewards, "rewards", rows, "prompts")
+        d = torch.zeros_like(r) if divergence is None else as_column(divergence, "divergence", rows, "prompts")
         if can_look(r) and bool(((r < 0) | (r > 1)).any()):
             raise ValueError("rewards: expected values from 0 to 1")
         if can_look(d) and bool((d < 0).any()):
@@ -433,14 +430,10 @@ class SinglestreamTracker:
 
         A row without counted tokens is 0.
         """
-        stored, now = as_floating(stored_log_probs, "stored_log_probs"), as_floating(log_probs, "log_probs")
-        on = as_tensor(mask, "mask", device=now.device) != 0
-        if stored.shape != now.shape or on.shape != now.shape:
-            raise ValueError(
-                "stored_log_probs, log_probs, mask: expected one shape, got "
-                f"{tuple(stored.shape)}, {tuple(now.shape)} and {tuple(on.shape)}"
-            )
-        drift = (stored.detach().to(torch.float64) - now.detach().to(torch.float64)).abs()
+        now = as_tokens(log_probs, "log_probs").to(torch.float64)
+        stored = as_tokens(stored_log_probs, "stored_log_probs", now, "log_probs").to(torch.float64)
+        on = as_mask(mask, now, "log_probs")
+        drift = (stored - now).abs()
         return torch.where(on, drift, 0.0).sum(-1) / on.sum(-1).clamp(min=1)
 
     def state_dict(self) -> dict[str, Any]:
