@@ -104,7 +104,7 @@ class Groups:
 
 def can_look(tensor: Tensor) -> bool:
     """Whether values are checked: not where the host would wait for a device, nor while tracing."""
-    return not tensor.is_cuda and not torch.compiler.is_compiling()
+    return tensor.is_cpu and not torch.compiler.is_compiling()
 
 
 def dense(labels: Tensor) -> Tensor:
