@@ -106,7 +106,7 @@ def as_lengths_or_mask(
 
 def check_lengths(lengths: Tensor, n: int, name: str = "lengths") -> None:
     """ValueError for the first that is not in 0..n, where looking costs nothing."""
-    if lengths.is_cuda or torch.compiler.is_compiling():
+    if not lengths.is_cpu or torch.compiler.is_compiling():
         return
     wrong = lengths[(lengths < 0) | (lengths > n)]
     if len(wrong) > 0:
