@@ -123,15 +123,59 @@ def test_an_unknown_version_is_refused_by_name_unless_asked_for(library, monkeyp
     ours = importlib.import_module(f"morlfast.integrations.{library}")
     ours.patch().undo()
     monkeypatch.setattr(metadata, "version", lambda distribution: "0.0.7")
-    with pytest.raises(RuntimeError, match=rf"0\.0\.7 .*{ours.CHECKED_VERSIONS[-1]} only; patch\(any_version=True\)"):
+    with pytest.raises(RuntimeError, match=rf"0\.0\.7 .*{ours.CHECKED_VERSIONS[-1]} only; pass any_version=True"):
         ours.patch()
     ours.patch(any_version=True).undo()
 
 
-def test_local_versions_are_their_public_ones_and_no_version_is_unknown(monkeypatch):
+def test_local_versions_are_their_public_ones_and_no_version_is_unknown(shelf, monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda distribution: "1.2+cpu")
     check_version("shelf", ("1.2",), any_version=False)
     monkeypatch.undo()
-    with pytest.raises(RuntimeError, match="shelf without a version"):
+    monkeypatch.setitem(sys.modules, "shelf", types.ModuleType("shelf"))
+    with pytest.raises(RuntimeError, match="shelf of an unknown version is installed"):
         check_version("shelf", ("1.2",), any_version=False)
     check_version("shelf", (), any_version=True)
+    check_version("shelf", (), any_version=False, required=False)
+
+
+def test_what_is_not_installed_is_called_so():
+    with pytest.raises(RuntimeError, match=r"^no-such-shelf is not installed; pip install morlfast\[shelves\]$"):
+        check_version("no-such-shelf", ("1.2",), any_version=False, extra="shelves")
+    check_version("no-such-shelf", ("1.2",), any_version=False, required=False)
+
+
+@pytest.mark.parametrize(
+    ("version", "taken"),
+    [("1.16.0", True), ("1.16", True), ("1.16.3", True), ("1.16.1.post1", True), ("1.16.2+cu130", True)]
+    + [
+        (version, False) for version in ("1.15.9", "1.17.0", "2.16.0", "1.160.0", "1.16.1rc1", "1.16.0.dev0", "nightly")
+    ],
+)
+def test_later_patch_releases_are_taken_where_a_range_is_meant(version, taken, monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda distribution: version)
+    for distribution in ("shelf", "no-such-shelf"):
+        if taken:
+            check_version(distribution, ("1.16.0",), any_version=False, later_patches=True)
+            continue
+        with pytest.raises(RuntimeError, match=r"1\.16\.0 and later patch releases of it only; pass any_version=True"):
+            check_version(distribution, ("1.16.0",), any_version=False, later_patches=True)
+    monkeypatch.setattr(metadata, "version", lambda distribution: "0.9.0")
+    with pytest.raises(RuntimeError, match=r"0\.9\.0"):
+        check_version("shelf", ("0.9.1",), any_version=False, later_patches=True)
+
+
+@pytest.mark.parametrize("library", ["trl", "torchrl"])
+def test_an_import_without_the_library_names_the_extra(library, monkeypatch):
+    class Absent:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == library:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, f"morlfast.integrations.{library}", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Absent, *sys.meta_path])
+    with pytest.raises(ImportError, match=rf"{library} is not installed; pip install morlfast\[{library}\]"):
+        importlib.import_module(f"morlfast.integrations.{library}")

@@ -6,6 +6,7 @@ import doctest
 import inspect
 import itertools
 import math
+from importlib import metadata
 from types import SimpleNamespace
 
 import morlfast
@@ -226,7 +227,7 @@ def rollout_data(lengths=(3, 1, 5), seed=2):
 
     masks = [torch.rand(n, generator=generator) < 0.7 for n in lengths]
     for mask in masks:
-        mask[0] = True
+        mask[:1] = True
     return {
         "kl": noise(),
         "values": noise(),
@@ -296,6 +297,26 @@ def test_ppo_with_options_of_gae():
     assert all(torch.equal(own, other) for own, other in zip(data["advantages"], plain["advantages"], strict=True))
 
 
+@pytest.mark.parametrize("bootstrap", ["zero", "repeat_last", "tensor"])
+def test_a_response_has_the_same_advantages_in_every_batch(bootstrap):
+    """Whatever the longest one is that shorter ones are padded to."""
+    behind = torch.tensor([0.5, -2.0, 1.5], dtype=torch.float64)
+    args = arguments(advantage_estimator="ppo", kl_coef=0.3, gamma=0.9, lambd=0.8)
+    together = rollout_data()
+    args.morlfast_gae = {"bootstrap": behind if bootstrap == "tensor" else bootstrap}
+    custom_advantage_function(args, together)
+    for row in range(3):
+        alone = {name: values[row : row + 1] for name, values in rollout_data().items()}
+        args.morlfast_gae = {"bootstrap": behind[row : row + 1] if bootstrap == "tensor" else bootstrap}
+        custom_advantage_function(args, alone)
+        for name in ("advantages", "returns"):
+            torch.testing.assert_close(alone[name][0], together[name][row], rtol=0, atol=0)
+    # The last token's delta: r - V, and what lies behind it.
+    last = [data[2][-1].double().item() for data in (together["values"], together["kl"], together["advantages"])]
+    after = {"zero": 0.0, "repeat_last": last[0], "tensor": 1.5}[bootstrap]
+    assert last[2] == pytest.approx(0.25 - 0.3 * last[1] + 0.9 * after - last[0], abs=1e-6)
+
+
 def test_rewards_may_be_a_tensor_and_rows_missing():
     data = rollout_data()
     data["rewards"] = torch.tensor(data["rewards"])
@@ -321,3 +342,38 @@ def test_errors():
     data["loss_masks"][1] = torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"^loss_masks: expected a token to train on .*, got none in response 1$"):
         custom_advantage_function(arguments(advantage_estimator="reinforce_plus_plus"), data)
+    data = rollout_data((3, 0, 5))
+    with pytest.raises(ValueError, match=r"^kl: expected a token at least .*, got none in response 1$"):
+        custom_advantage_function(arguments(advantage_estimator="ppo"), data)
+
+
+def test_rewards_that_are_not_there_are_named():
+    batch = [sample(0, {"a": 1.0, "b": 0.0}), sample(0, {"a": 1.0})]
+    with pytest.raises(
+        ValueError, match=r"^morlfast_rewards: expected an entry 'b' .*, got \{'a': 1.0\} for sample 1$"
+    ):
+        custom_reward_post_process(arguments(morlfast_rewards={"a": 1.0, "b": 0.5}), batch)
+    with pytest.raises(ValueError, match=r"^reward_key: expected an entry 'b' .* for sample 1$"):
+        custom_reward_post_process(arguments(reward_key="b"), batch)
+    with pytest.raises(
+        TypeError, match=r"^samples: expected a number as reward, or a dict with --reward-key .* sample 0$"
+    ):
+        custom_reward_post_process(arguments(), batch)
+
+
+@pytest.mark.parametrize("options", [{}, {"morlfast_rewards": {"a": 1.0, "b": 0.5}}, {"reward_key": "a"}])
+def test_no_samples(options):
+    assert custom_reward_post_process(arguments(**options), []) == ([], [])
+
+
+def test_versions_that_slime_says_are_checked(monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: {"slime": "0.4.0"}[name])
+    for call in (
+        lambda args: custom_reward_post_process(args, samples([0, 0], [1.0, 2.0])),
+        lambda args: custom_advantage_function(args, rollout_data()),
+    ):
+        with pytest.raises(RuntimeError, match=r"^slime 0\.4\.0 is installed, .* 0\.3\.1 only; .*"):
+            call(arguments())
+        call(arguments(morlfast_any_version=True))
+    monkeypatch.setattr(metadata, "version", lambda name: {"slime": "0.3.1"}[name])
+    custom_reward_post_process(arguments(), samples([0, 0], [1.0, 2.0]))

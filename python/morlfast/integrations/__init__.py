@@ -1,14 +1,20 @@
 """Drop-ins for other libraries, each imported only by those who have that library.
 
-`morlfast.integrations.pymoo`, `.evox`, `.evomo`, `.morl_baselines` and `.botorch` give the names, signatures and
-numbers of the originals. `patch()` of each puts them in place of the originals in that library's own modules:
+`morlfast.integrations.pymoo`, `.evox`, `.evomo`, `.morl_baselines`, `.botorch`, `.verl`, `.nemo_rl` and `.openrlhf`
+give the names, signatures and numbers of the originals. `patch()` of each puts them in place of the originals in that
+library's own modules:
 
     with patch():       # until the end of the block
     patched = patch()   # until patched.undo(), or as long as the process
+
+`.trl` has a mixin for trainers, `.torchrl` a transform and `.slime` functions for its options: these are named where
+the library asks for such, and nothing is patched.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -76,17 +82,55 @@ class Patch:
         self.undo()
 
 
-def check_version(distribution: str, checked: Sequence[str], any_version: bool) -> None:
-    """RuntimeError for a version whose numbers nobody has compared, unless `any_version`."""
+def check_version(
+    distribution: str,
+    checked: Sequence[str],
+    any_version: bool,
+    *,
+    later_patches: bool = False,
+    extra: str | None = None,
+    required: bool = True,
+) -> None:
+    """RuntimeError for a version whose numbers nobody has compared, unless `any_version`.
+
+    With `later_patches` also those are taken that are newer than a checked one in their third number only. Without
+    `required` a library that is absent, or does not say its version, is not refused. `extra` is the one of morlfast
+    that installs the library.
+    """
+    if any_version:
+        return
     try:
-        found = metadata.version(distribution)
+        found = metadata.version(distribution).partition("+")[0]
     except metadata.PackageNotFoundError:
-        found = "without a version"
-    if found.partition("+")[0] not in checked and not any_version:
-        raise RuntimeError(
-            f"{distribution} {found} is installed, and its drop-ins were checked against {', '.join(checked)} only; "
-            "patch(any_version=True) puts them in place nevertheless"
-        )
+        if not required:
+            return
+        module = distribution.replace("-", "_")
+        if module not in sys.modules and importlib.util.find_spec(module) is None:
+            hint = f"; pip install morlfast[{extra}]" if extra is not None else ""
+            raise RuntimeError(f"{distribution} is not installed{hint}") from None
+        found = "of an unknown version"
+    if found in checked or (later_patches and any(_is_later_patch(found, version) for version in checked)):
+        return
+    versions = ", ".join(checked) + (" and later patch releases of it" if later_patches else "")
+    raise RuntimeError(
+        f"{distribution} {found} is installed, and morlfast was checked against {versions} only; "
+        "pass any_version=True to use it nevertheless"
+    )
+
+
+def needs_extra(error: ModuleNotFoundError, library: str, extra: str) -> ImportError:
+    """What to raise from `error`: how to install `library`, or the error itself if another module is missing."""
+    if error.name != library:
+        return error
+    return ImportError(f"{library} is not installed; pip install morlfast[{extra}]", name=library)
+
+
+def _is_later_patch(version: str, checked: str) -> bool:
+    """Of the same two numbers, and no pre-release."""
+    numbers, least = (re.fullmatch(r"(\d+\.\d+)(?:\.(\d+))?(?:\.post\d+)?", text) for text in (version, checked))
+    if numbers is None or least is None:
+        return False
+    return numbers[1] == least[1] and int(numbers[2] or 0) >= int(least[2] or 0)
 
 
 def _rebind(package: str, replacements: Mapping[Any, Any]) -> None:

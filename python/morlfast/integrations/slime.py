@@ -8,12 +8,13 @@ Read against commit 624b824a (v0.3.1). What slime has no option for is said in t
     morlfast_rewards: {accuracy: 1.0, format: 0.5}    # entries of Sample.reward and their weights
     morlfast_advantages: {preset: trl, method: gdpo}  # keywords of morlfast.group_advantages
     morlfast_gae: {returns_lam: 1.0}                  # keywords of morlfast.gae
+    morlfast_any_version: true                        # also with another version of slime than that
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from morlfast.advantages import group_advantages
+from morlfast.integrations import check_version
 from morlfast.returns import discounted_returns, gae
+
+CHECKED_VERSIONS = ("0.3.1",)
 
 _DIVIDED = ("grpo", "gspo", "cispo")
 
@@ -42,7 +46,9 @@ def custom_reward_post_process(args: Any, samples: Sequence[Any]) -> tuple[list[
     reward is their weighted sum. Without, it is `Sample.reward`, or its entry `args.reward_key`. A reward of None is
     NaN. Token counts, for the rules that need them, are those of the loss masks.
 
-    Raises ValueError if only some samples have a `group_index`, or samples of one rollout have different rewards.
+    Raises ValueError if only some samples have a `group_index`, or samples of one rollout have different rewards, and
+    ValueError or TypeError for a `Sample.reward` without the entries that are asked for; RuntimeError for a version of
+    slime that this was not checked against, where it says its version, unless `args.morlfast_any_version`.
 
     >>> from types import SimpleNamespace
     >>> args = SimpleNamespace(advantage_estimator="grpo", grpo_std_normalization=False)
@@ -51,19 +57,25 @@ def custom_reward_post_process(args: Any, samples: Sequence[Any]) -> tuple[list[
     >>> custom_reward_post_process(args, samples)
     ([1.0, 0.0, 5.0, 1.0], [0.5, -0.5, 0.0, 0.5])
     """
+    _check_slime(args)
     weights = getattr(args, "morlfast_rewards", None)
     if weights:
-        rewards = [[_number(sample.reward[name]) for name in weights] for sample in samples]
+        rewards = [
+            [_number(_entry(sample, row, name, "morlfast_rewards"), row) for name in weights]
+            for row, sample in enumerate(samples)
+        ]
         raw = [sum(w * r for w, r in zip(weights.values(), row, strict=True)) for row in rewards]
     else:
         key = getattr(args, "reward_key", None)
-        raw = [sample.reward[key] if key else sample.reward for sample in samples]
-        rewards = [[_number(reward)] for reward in raw]
+        raw = [_entry(sample, row, key, "reward_key") if key else sample.reward for row, sample in enumerate(samples)]
+        rewards = [[_number(reward, row)] for row, reward in enumerate(raw)]
 
     estimator = getattr(args, "advantage_estimator", "grpo")
     grouped = estimator in (*_DIVIDED, "reinforce_plus_plus_baseline")
     if not grouped or not getattr(args, "rewards_normalization", True):
         return raw, raw
+    if not samples:
+        return [], []
 
     first, rollouts = _rollouts(samples)
     _check_siblings(rewards, first, rollouts)
@@ -92,8 +104,8 @@ def custom_advantage_function(args: Any, rollout_data: dict[str, Any]) -> None:
     `args.lambd`, and what `args.morlfast_gae` adds. slime adds its distillation term and whitens afterwards.
 
     Raises ValueError for other estimators, for a response without any token in its loss mask under
-    ``reinforce_plus_plus``, and for ``ppo`` and ``reinforce_plus_plus`` where context parallelism has cut responses
-    into parts.
+    ``reinforce_plus_plus``, for an empty response under ``ppo``, and for ``ppo`` and ``reinforce_plus_plus`` where
+    context parallelism has cut responses into parts; RuntimeError for versions as `custom_reward_post_process`.
 
     >>> from types import SimpleNamespace
     >>> rollout_data = {"kl": [torch.zeros(2), torch.zeros(1)], "rewards": [0.5, -0.5]}
@@ -101,6 +113,7 @@ def custom_advantage_function(args: Any, rollout_data: dict[str, Any]) -> None:
     >>> rollout_data["advantages"]
     [tensor([0.5000, 0.5000]), tensor([-0.5000])]
     """
+    _check_slime(args)
     estimator = args.advantage_estimator
     kl: list[Tensor] = rollout_data["kl"]
     if not kl:
@@ -124,7 +137,25 @@ def custom_advantage_function(args: Any, rollout_data: dict[str, Any]) -> None:
     rollout_data["returns"] = returns
 
 
-def _number(reward: Any) -> float:
+def _check_slime(args: Any) -> None:
+    check_version("slime", CHECKED_VERSIONS, bool(getattr(args, "morlfast_any_version", False)), required=False)
+
+
+def _entry(sample: Any, row: int, name: str, option: str) -> Any:
+    if not isinstance(sample.reward, Mapping) or name not in sample.reward:
+        raise ValueError(
+            f"{option}: expected an entry {name!r} in the reward of each sample, got {sample.reward!r:.80} for sample "
+            f"{row}"
+        )
+    return sample.reward[name]
+
+
+def _number(reward: Any, row: int) -> float:
+    if isinstance(reward, Mapping):
+        raise TypeError(
+            "samples: expected a number as reward, or a dict with --reward-key or morlfast_rewards, got "
+            f"{reward!r:.80} for sample {row}"
+        )
     return math.nan if reward is None else float(reward)
 
 
@@ -200,12 +231,20 @@ def _discounted(args: Any, rollout_data: dict[str, Any], kl: list[Tensor]) -> li
 
 def _gae(args: Any, rollout_data: dict[str, Any], kl: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     lengths = _check_whole(rollout_data, kl, "ppo")
+    if 0 in lengths:
+        raise ValueError(f"kl: expected a token at least in each response, got none in response {lengths.index(0)}")
     rewards = [-args.kl_coef * k.double() for k in kl]
     for row, reward in zip(rewards, _rewards(rollout_data, kl), strict=True):
         row[-1] += reward
     values: list[Tensor] = rollout_data["values"]
     padded = [pad_sequence(rows, batch_first=True) for rows in (rewards, [row.double() for row in values])]
-    options = {"gamma": args.gamma, "lam": args.lambd, **(getattr(args, "morlfast_gae", None) or {})}
+    ends = torch.tensor(lengths, device=kl[0].device)
+    options = {
+        "gamma": args.gamma,
+        "lam": args.lambd,
+        "mask": torch.arange(max(lengths), device=kl[0].device) < ends[:, None],
+        **(getattr(args, "morlfast_gae", None) or {}),
+    }
     both = [
         [row[:length].to(value.dtype) for row, length, value in zip(rows, lengths, values, strict=True)]
         for rows in gae(*padded, **options)

@@ -8,13 +8,17 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.objectives.llm import MCAdvantage
 
 from morlfast.advantage_presets import rules_of
 from morlfast.advantages import group_advantages
-from morlfast.integrations import check_version
+from morlfast.integrations import check_version, needs_extra
+
+try:
+    from torchrl.objectives.llm import MCAdvantage  # first, since tensordict comes with it
+except ModuleNotFoundError as error:
+    raise needs_extra(error, "torchrl", "torchrl") from error
+from tensordict import TensorDictBase
 
 CHECKED_VERSIONS = ("0.14.1",)
 
@@ -32,7 +36,8 @@ class MultiObjectiveAdvantage(MCAdvantage):  # type: ignore[misc]  # torchrl is 
             at weighted returns; the counters add unweighted ones.
         preset, method: whose formulas, see `morlfast.PRESETS`; torchrl's (reward - mean) / max(std, 1e-6) by default.
         rules: rules that replace the preset's, such as `{"aggregate": "normalize_then_sum"}`.
-        any_version: also with a version of torchrl that this was not compared with.
+        any_version: also with a version of torchrl other than those that this was compared with, and their patch
+            releases.
 
     Groups are written as they become full, so the batch of statistics and whitening is the one group. Tokens are not
     counted here: no `baseline="length_weighted"`, no `whiten="tokens"`.
@@ -63,7 +68,7 @@ class MultiObjectiveAdvantage(MCAdvantage):  # type: ignore[misc]  # torchrl is 
         any_version: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_version("torchrl", CHECKED_VERSIONS, any_version)
+        check_version("torchrl", CHECKED_VERSIONS, any_version, later_patches=True, extra="torchrl")
         super().__init__(*args, **kwargs)
         self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         self.rules = replace(rules_of(preset, method), **rules)

@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
 
 from morlfast.advantage_presets import AdvantageRules, rules_of
 from morlfast.advantages import group_advantages
-from morlfast.integrations import check_version
+from morlfast.integrations import check_version, needs_extra
+
+try:
+    from trl import GRPOTrainer
+except ModuleNotFoundError as error:
+    raise needs_extra(error, "trl", "trl") from error
 
 CHECKED_VERSIONS = ("1.16.0",)
 
@@ -38,7 +42,7 @@ class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
             `multi_objective_aggregation` and `scale_rewards` say, or the first method of another preset.
         advantage_preset: a trainer whose formulas are meant, one of `morlfast.PRESETS`; TRL's by default.
         advantage_rules: rules that replace the preset's, such as `{"eps": 1e-6, "ddof": 0}`.
-        any_version: also with a version of TRL that this was not compared with.
+        any_version: also with a version of TRL other than those that this was compared with, and their patch releases.
 
     The three options are attributes as well: a subclass may set them, and they are read anew for each generation.
     `scale_rewards` and `multi_objective_aggregation` of the trainer's arguments are followed where the method leaves
@@ -73,7 +77,7 @@ class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
         any_version: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_version("trl", CHECKED_VERSIONS, any_version)
+        check_version("trl", CHECKED_VERSIONS, any_version, later_patches=True, extra="trl")
         if not isinstance(self, GRPOTrainer):
             raise TypeError(f"{type(self).__name__}: expected a GRPOTrainer behind MultiObjectiveMixin")
         if multi_objective is not None:
