@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from morlfast import _ops
-from morlfast._arguments import as_floating, as_integers, as_number, as_tensor, same_device
-from morlfast._labels import label_digests
-from morlfast.advantages import _are_labels, _as_groups, group_advantages
+from morlfast._arguments import as_floating, as_number, as_tensor, same_device
+from morlfast._rollouts import as_groups, check_groups_of_ranks, label_columns
+from morlfast.advantages import group_advantages
 
 
 class Groups:
@@ -30,7 +30,7 @@ class Groups:
     @classmethod
     def of(cls, like: Tensor, group_size: Any, group_ids: Any, offsets: Any) -> Groups:
         """Of the rows of `like`, grouped as `group_advantages` groups them."""
-        size, ids, bounds = _as_groups(group_size, group_ids, offsets, like)
+        size, ids, bounds = as_groups(group_size, group_ids, offsets, like)
         row = torch.arange(like.shape[0], device=like.device)
         if ids is not None:
             return cls(dense(ids.to(torch.int64)))
@@ -120,7 +120,7 @@ def dense(labels: Tensor) -> Tensor:
 def as_labels(labels: Any, name: str, like: Tensor) -> Tensor:
     """int64 (N,), equal where the labels are: integers, strings and whatever else names groups."""
     try:
-        ids = _as_groups(None, labels, None, like)[1]
+        ids = as_groups(None, labels, None, like)[1]
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("group_ids", name)) from None
     assert ids is not None
@@ -150,27 +150,6 @@ def over_ranks(process_group: Any, rewards: Tensor, groups: tuple[Any, Any, Any]
     ids = [_ops.group_rows(column) for column in columns]
     grouping = {"group_size": group_size} if group_ids is None else {"group_ids": ids.pop(0)}
     return Everyone(everyone[:, 0] if rewards.dim() == 1 else everyone, grouping, ids, own)
-
-
-def check_groups_of_ranks(group_size: Any, group_ids: Any, offsets: Any) -> None:
-    """How groups that may span ranks are named."""
-    if offsets is not None:
-        raise ValueError("offsets: expected group_size or group_ids together with process_group")
-    if (group_size is None) == (group_ids is None):
-        raise ValueError("group_size, group_ids: expected exactly one of them")
-
-
-def label_columns(group_ids: Any, rows: int, like: Tensor, name: str = "group_ids") -> Tensor:
-    """(N, c) int64 on the device of `like`, equal on all ranks where the labels are; of integers their columns."""
-    if _are_labels(group_ids):
-        try:
-            return label_digests(group_ids, rows).to(like.device)
-        except (TypeError, ValueError) as error:
-            raise type(error)(str(error).replace("group_ids", name)) from None
-    ids = as_integers(group_ids, name, "rewards", like).to(torch.int64)
-    if ids.dim() not in (1, 2) or ids.shape[0] != rows:
-        raise ValueError(f"{name}: expected shape ({rows},) or ({rows}, S), got {tuple(ids.shape)}")
-    return ids[:, None] if ids.dim() == 1 else ids
 
 
 def as_rollouts(values: Any, name: str = "rewards", objectives: bool = True) -> Tensor:

@@ -11,17 +11,8 @@ import torch
 from torch import Tensor
 
 from morlfast import _ops
-from morlfast._arguments import (
-    as_floating,
-    as_group_ids,
-    as_group_size,
-    as_integer,
-    as_integers,
-    as_number,
-    as_tensor,
-    check_lengths,
-    same_device,
-)
+from morlfast._arguments import as_floating, as_group_size, as_integer, as_number, as_tensor, same_device
+from morlfast._rollouts import as_groups, as_mask_or_lengths, check_groups_of_ranks, label_columns
 from morlfast.advantage_presets import (
     PRESETS,
     AdvantageRules,
@@ -59,9 +50,6 @@ _LENGTH_WEIGHTED = _WORDS["baseline"]["length_weighted"]
 _BY_TOKENS = _WORDS["whiten"]["tokens"]
 _PROPAGATE, _RAISE = _WORDS["nan"]["propagate"], _WORDS["nan"]["raise"]
 _SKIPS = _WORDS["nan"]["skip"], _WORDS["nan"]["skip_reward"]
-# Dtypes of a mask that the operator reads as they are.
-_READ = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-_READ |= {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 
 def group_advantages(
@@ -183,7 +171,7 @@ def group_advantages(
     if codes[9] == _RAISE and rewards.is_cuda and bool(rewards.isnan().any()):
         raise ValueError("rewards: expected no NaN, got NaN")
     weights = None if weights is None else _as_weights(weights, rewards)
-    mask, lengths = _as_tokens(mask, lengths, num_tokens, rewards)
+    mask, lengths = as_mask_or_lengths(mask, lengths, num_tokens, rewards)
     counts_tokens = codes[1] == _LENGTH_WEIGHTED or codes[10] == _BY_TOKENS
     if counts_tokens and mask is None and lengths is None:
         rule = 'baseline="length_weighted"' if codes[1] == _LENGTH_WEIGHTED else 'whiten="tokens"'
@@ -206,7 +194,7 @@ def group_advantages(
             dtype,
             out,
         )
-    size, ids, bounds = _as_groups(group_size, group_ids, offsets, rewards)
+    size, ids, bounds = as_groups(group_size, group_ids, offsets, rewards)
     if out is None:
         return _ops.group_advantages(rewards, size, ids, bounds, weights, lengths, mask, *codes)
     _check_out(out, rewards, mask)
@@ -228,54 +216,6 @@ def _as_rewards(rewards: Any, token_rewards: Any) -> Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
-def _as_groups(
-    group_size: Any, group_ids: Any, offsets: Any, rewards: Tensor
-) -> tuple[int, Tensor | None, Tensor | None]:
-    """Group size or 0, int32 or int64 ids (N,), int64 offsets (G + 1,)."""
-    rows = rewards.shape[0]
-    if (group_size is not None) + (group_ids is not None) + (offsets is not None) != 1:
-        raise ValueError("group_size, group_ids, offsets: expected exactly one of them")
-    if group_size is not None:
-        return as_group_size(group_size, rows), None, None
-    if offsets is not None:
-        bounds = as_integers(offsets, "offsets", "rewards", rewards)
-        if bounds.dim() != 1 or bounds.shape[0] == 0:
-            raise ValueError(f"offsets: expected shape (G + 1,), got {tuple(bounds.shape)}")
-        return 0, None, bounds.to(torch.int64).contiguous()
-    if _are_labels(group_ids):
-        from morlfast._labels import group_labels
-
-        return 0, group_labels(group_ids, rows).to(rewards.device), None
-    return 0, _as_ids(group_ids, rewards), None
-
-
-def _as_ids(group_ids: Any, rewards: Tensor) -> Tensor:
-    ids = as_integers(group_ids, "group_ids", "rewards", rewards)
-    if ids.dim() != 2:
-        return as_group_ids(ids, rewards.shape[0], "rewards", rewards)
-    if ids.shape[0] != rewards.shape[0]:
-        raise ValueError(
-            f"group_ids: expected shape ({rewards.shape[0]}, S), one row a rollout, got {tuple(ids.shape)}"
-        )
-    return _ops.group_rows(ids if ids.stride(1) == 1 else ids.contiguous())
-
-
-def _are_labels(group_ids: Any) -> bool:
-    """Whether these are Python objects or strings rather than numbers."""
-    if isinstance(group_ids, Tensor):
-        return False
-    kind = getattr(getattr(group_ids, "dtype", None), "kind", None)
-    if kind is not None:
-        return kind not in "iubfc"  # numbers of the wrong kind get the error of a tensor
-    if not isinstance(group_ids, (list, tuple)):
-        return False
-    return not all(
-        isinstance(label, (float, list))
-        or (isinstance(label, int) and -(2**63) <= label < 2**63 and not isinstance(label, bool))
-        for label in group_ids
-    )
-
-
 def _as_weights(weights: Any, rewards: Tensor) -> Tensor:
     if not isinstance(weights, Tensor):
         weights = as_tensor(weights, "weights", dtype=torch.float64, device=rewards.device)
@@ -287,35 +227,6 @@ def _as_weights(weights: Any, rewards: Tensor) -> Tensor:
         raise ValueError(f"weights: expected shape ({objectives},){each}, got {tuple(tensor.shape)}")
     same_device("rewards", rewards, "weights", tensor)
     return tensor
-
-
-def _as_tokens(mask: Any, lengths: Any, num_tokens: Any, rewards: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """A mask (N, T) of any real dtype, or int64 lengths (N,); at most one of them."""
-    rows = rewards.shape[0]
-    if mask is not None and lengths is not None:
-        raise ValueError("mask, lengths: expected at most one of them, got both")
-    if num_tokens is not None and lengths is None:
-        raise ValueError("num_tokens: expected only together with lengths")
-    if mask is not None:
-        tensor = mask if isinstance(mask, Tensor) else as_tensor(mask, "mask", device=rewards.device)
-        if tensor.dtype.is_complex:
-            raise TypeError(f"mask: expected bools, integers or floats, got {tensor.dtype}")
-        if tensor.dim() != 2 or tensor.shape[0] != rows:
-            raise ValueError(f"mask: expected shape ({rows}, T), got {tuple(tensor.shape)}")
-        same_device("rewards", rewards, "mask", tensor)
-        return tensor.detach() if tensor.dtype in _READ else tensor != 0, None
-    if lengths is None:
-        return None, None
-    tensor = as_integers(lengths, "lengths", "rewards", rewards)
-    if tensor.shape != (rows,):
-        raise ValueError(f"lengths: expected shape ({rows},), got {tuple(tensor.shape)}")
-    if num_tokens is None:
-        return None, tensor.to(torch.int64).contiguous()
-    tokens = as_integer(num_tokens, "num_tokens")
-    if tokens < 0:
-        raise ValueError(f"num_tokens: expected an int >= 0, got {tokens}")
-    check_lengths(tensor, tokens)
-    return torch.arange(tokens, device=rewards.device) < tensor[:, None], None
 
 
 def _token_sums(token_rewards: Tensor, nan: int) -> Tensor:
@@ -357,22 +268,11 @@ def _over_ranks(
 ) -> Tensor:
     """The advantages of all ranks' rows, on every rank; this rank's part of them."""
     from morlfast._distributed import gather_rows
-    from morlfast._labels import label_digests
 
-    rows = rewards.shape[0]
-    if offsets is not None:
-        raise ValueError("offsets: expected group_size or group_ids together with process_group")
-    if (group_size is None) == (group_ids is None):
-        raise ValueError("group_size, group_ids: expected exactly one of them")
+    check_groups_of_ranks(group_size, group_ids, offsets)
     columns = [rewards if rewards.dim() == 2 else rewards[:, None]]
     if group_ids is not None:
-        if _are_labels(group_ids):
-            ids = label_digests(group_ids, rows).to(rewards.device)
-        else:
-            ids = as_integers(group_ids, "group_ids", "rewards", rewards).to(torch.int64)
-            if ids.dim() not in (1, 2) or ids.shape[0] != rows:
-                raise ValueError(f"group_ids: expected shape ({rows},) or ({rows}, S), got {tuple(ids.shape)}")
-        columns.append(ids if ids.dim() == 2 else ids[:, None])
+        columns.append(label_columns(group_ids, rewards.shape[0], rewards))
     a_row_each = weights is not None and weights.dim() == 2
     if weights is not None and a_row_each:
         columns.append(weights)

@@ -29,8 +29,9 @@ from morlfast._groups import (
     on_tokens,
     over_ranks,
 )
+from morlfast._rollouts import as_mask_or_lengths
 from morlfast.advantage_presets import PRESETS, AdvantageRules, rules_of
-from morlfast.advantages import _as_tokens, group_advantages
+from morlfast.advantages import group_advantages
 from morlfast.returns import linear_scan
 from morlfast.trackers import RiskQuantiles, SinglestreamTracker, paper_scores, riskpo, spo
 
@@ -239,7 +240,7 @@ def gpg(
     given = as_floating(rewards, "rewards") if token_rewards is None else as_floating(token_rewards, "token_rewards")
     r = given.detach().to(torch.float64)
     rewards, token_rewards = (r, None) if token_rewards is None else (None, r)
-    mask, lengths = _as_tokens(mask, lengths, num_tokens, given)
+    mask, lengths = as_mask_or_lengths(mask, lengths, num_tokens, given)
     if mask is not None and (options.get("baseline") == "length_weighted" or options.get("whiten") == "tokens"):
         lengths = (mask != 0).sum(1)
     centred = _estimate("gpg", rewards, group_size, preset, token_rewards=token_rewards, lengths=lengths, **options)
