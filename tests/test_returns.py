@@ -266,6 +266,101 @@ def test_few_long_rows_are_cut_into_pieces(rows, reverse):
         same(got.returns[i, row], packed.returns[0], 1e-9)
 
 
+def long_rows(case: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Terms and factors of 8 rows that are cut into pieces, with something odd in the rows 0, 2, 4, 6."""
+    x, a = normal(8, 20_000), torch.full((8, 20_000), 0.5, dtype=F64)
+    odd = slice(None, None, 2)
+    if case.startswith("last"):
+        x[:, :-1] = 0
+        x[odd, -1] = float(case.split()[1])
+    elif case == "infinities of both signs":
+        x[odd, -1], x[odd, 100] = INF, -INF
+    elif case == "negative factors":
+        x[odd, -1], a[odd, ::3] = INF, -0.5
+    elif case == "before a cut":
+        x[odd, -1], a[odd, 9000] = NAN, 0
+    elif case.startswith("behind a cut"):
+        a[odd, 10_000], a[odd, 10_001] = 0, float(case.split()[3])
+    elif case == "an infinite factor":
+        x[odd, 9000:] = 0
+        x[odd, -1], a[odd, 15_000] = 1, INF
+    elif case == "an infinite factor of nothing":
+        x[odd], a[odd, 15_000] = 0, INF
+    elif case == "factors that overflow in between":
+        x[odd], a[odd], a[odd, 12_000:14_000], a[odd, 10_300:12_000] = 0, 1, 1.5, 1 / 1.5
+        x[odd, -1] = 1e-200
+    elif case == "a large state":
+        x[odd], a[odd] = 0, 0.95
+        x[odd, -1] = 1e300
+    return x, a
+
+
+@pytest.mark.parametrize("reverse", [True, False])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "last nan",
+        "last inf",
+        "last -inf",
+        "infinities of both signs",
+        "negative factors",
+        "before a cut",
+        "behind a cut nan",
+        "behind a cut inf",
+        "an infinite factor",
+        "an infinite factor of nothing",
+        "factors that overflow in between",
+        "a large state",
+    ],
+)
+def test_long_rows_do_not_depend_on_how_many_there_are(case, reverse):
+    x, a = (z if reverse else z.flip(1) for z in long_rows(case))
+    expected = linear_scan(x.repeat(2, 1), a.repeat(2, 1), reverse=reverse)  # 16 rows are not cut
+    for n in (1, 3, 8):
+        torch.testing.assert_close(
+            linear_scan(x[:n], a[:n], reverse=reverse), expected[:n], rtol=1e-9, atol=0, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("odd", [NAN, INF])
+def test_long_rows_of_gae_do_not_depend_on_how_many_there_are(odd):
+    rewards, values, lam = normal(8, 16_384), normal(8, 16_384, seed=1), torch.full((8, 16_384), 0.9, dtype=F64)
+    done = torch.zeros(8, 16_384)
+    done[:, 10_000] = 1
+    lam[::2, 10_001] = odd
+    rewards[1::2, -1] = odd
+    rewards[3] = 0
+
+    def estimate(n: int):
+        columns = [torch.cat([z, z])[:n] for z in (rewards, values, lam, done)]
+        return gae(*columns[:2], gamma=0.9, lam=columns[2], returns_lam=0.5, done=columns[3])
+
+    expected = estimate(16)
+    assert not expected.advantages[:, :10_000].isnan().any()
+    for n in (1, 3, 8):
+        for one, two in zip(estimate(n), expected, strict=True):
+            torch.testing.assert_close(one, two[:n], rtol=1e-9, atol=1e-300, equal_nan=True)
+
+
+@pytest.mark.parametrize("tokens", [[], [0], [700], [4096], [5000, 5001], [19_999], [3, 19_000]])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+def test_values_behind_the_padding_of_long_rows(tokens, dtype):
+    rewards, values = normal(1, 20_000), normal(1, 20_000, seed=1)
+    mask = torch.zeros(1, 20_000, dtype=dtype)
+    mask[0, tokens] = 1
+    for bootstrap in ("repeat_last", "zero", normal(1, seed=2)):
+        got = gae(rewards, values, mask=mask, bootstrap=bootstrap, returns_lam=1.0)
+        packed = gae(rewards[:, tokens], values[:, tokens], bootstrap=bootstrap, returns_lam=1.0)
+        same(got.advantages[:, tokens], packed.advantages)
+        same(got.returns[:, tokens], packed.returns)
+
+
+def test_one_huge_row_is_whitened_in_parts():
+    values, mask = normal(2, 40_000) * 3 + 100, flags(2, 40_000)
+    mask[0, :17_000] = False
+    same(whiten(values, mask), reference.whiten(values.numpy(), mask.numpy(), "bessel"), 1e-9)
+
+
 def test_results_do_not_depend_on_the_number_of_threads():
     x, a, mask = (
         normal(100, 700, dtype=torch.float32),

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "parallel.hpp"
 #include "read_row.hpp"
+#include "workspace.hpp"
 
 namespace morlfast {
 namespace {
@@ -76,6 +79,10 @@ struct Chain {
   }
 };
 
+bool none_set(const uint8_t* flags, size_t count) {
+  return flags[0] == 0 && std::memcmp(flags, flags + 1, count - 1) == 0;
+}
+
 /// The mask of a piece, in runs of tokens: masks are long stretches of one value, and those need no selection.
 struct PieceMask {
   enum Run : uint8_t { kNone, kSome, kAll };
@@ -86,12 +93,13 @@ struct PieceMask {
   Run runs[kPiece / kRun];
 
   void read(const std::optional<MatrixView>& mask, int64_t row, int64_t column, int64_t count) {
-    if (!mask) return;
-    valid = read_mask(*mask, row, column, count, buffer);
+    valid = mask ? read_mask(*mask, row, column, count, buffer) : nullptr;
+    if (!valid) return;
     for (int64_t first = 0; first < count; first += kRun) {
       const auto length = static_cast<size_t>(std::min(kRun, count - first));
-      const bool none = valid[first] == 0 && std::memcmp(valid + first, valid + first + 1, length - 1) == 0;
-      runs[first / kRun] = none ? kNone : std::memchr(valid + first, 0, length) == nullptr ? kAll : kSome;
+      runs[first / kRun] = none_set(valid + first, length)                    ? kNone
+                           : std::memchr(valid + first, 0, length) == nullptr ? kAll
+                                                                              : kSome;
     }
   }
 
@@ -113,6 +121,32 @@ struct PieceMask {
     });
   }
 };
+
+/// The first token of the mask in [begin, end), or `end`.
+int64_t first_token(const std::optional<MatrixView>& mask, int64_t row, int64_t begin, int64_t end) {
+  uint8_t buffer[PieceMask::kRun];
+  for (int64_t column = begin; mask && column < end; column += PieceMask::kRun) {
+    const int64_t count = std::min(PieceMask::kRun, end - column);
+    const uint8_t* valid = read_mask(*mask, row, column, count, buffer);
+    if (none_set(valid, static_cast<size_t>(count))) continue;
+    return column + (std::find_if(valid, valid + count, [](uint8_t flag) { return flag != 0; }) - valid);
+  }
+  return mask ? end : begin;
+}
+
+/// The last token of the mask in [0, end), or -1.
+int64_t last_token(const std::optional<MatrixView>& mask, int64_t row, int64_t end) {
+  uint8_t buffer[PieceMask::kRun];
+  for (int64_t behind = end; mask && behind > 0; behind -= PieceMask::kRun) {
+    const int64_t column = std::max<int64_t>(0, behind - PieceMask::kRun);
+    const uint8_t* valid = read_mask(*mask, row, column, behind - column, buffer);
+    if (none_set(valid, static_cast<size_t>(behind - column))) continue;
+    int64_t last = behind - 1;
+    while (valid[last - column] == 0) --last;
+    return last;
+  }
+  return mask ? -1 : end - 1;
+}
 
 /// Part of a row.
 struct Segment {
@@ -139,26 +173,59 @@ struct Cut {
   }
 };
 
-/// Scans the segments [first, first + kLanes). A family of rows says what the terms and factors are (prepare), and what
-/// to do with the states (write).
+/// What the rows of a lane keep of a piece from reading to writing it.
+struct Scratch {
+  double values[kPiece + 1];  // and that of the token behind
+  PieceMask mask;
+  double next_value;  // of the token behind the piece
+};
+
+/// A third of a megabyte, too much for a thread's stack.
+struct Buffers {
+  Scratch scratch[kLanes];
+  Chain chains[2];
+};
+
+struct BufferPointer {
+  std::unique_ptr<Buffers> buffers = std::make_unique<Buffers>();
+};
+
+/// end = local + factor * start of a chain of a segment; with a factor of 0 among its tokens end = local.
+struct Summary {
+  double local, factor;
+  bool cut;
+
+  /// Whether these numbers give the end: products of many factors overflow and vanish where the state itself does not,
+  /// and 0 * inf or 0 * NaN is not what the state went through.
+  bool suffices(double start) const {
+    constexpr double kLeast = std::numeric_limits<double>::min(), kLarge = 1e16;
+    if (cut || std::isnan(start)) return true;
+    return std::isfinite(local) && std::isfinite(factor) && std::isfinite(start) &&
+           (std::fabs(factor) >= kLeast || std::fabs(start) <= kLarge);
+  }
+  double end(double start) const { return cut ? local : local + factor * start; }
+};
+
+/// Scans up to kLanes segments from `first` on. A family of rows says what the terms and factors are (prepare), and
+/// what to do with the states (write).
 template <class Rows>
 class Block {
  public:
-  Block(const Rows& rows, const Cut& cut, int64_t first)
-      : rows_(rows), lanes_(static_cast<int>(std::min<int64_t>(kLanes, cut.segments() - first))), length_(cut.length) {
+  Block(const Rows& rows, const Cut& cut, int64_t first, int64_t count)
+      : rows_(rows), lanes_(static_cast<int>(count)), length_(cut.length) {
     for (int lane = 0; lane < lanes_; ++lane) {
       segments_[lane] = cut.segment(first + lane);
-      rows_.enter(scratch_[lane], segments_[lane]);
+      rows_.enter(scratch_[lane], first + lane);
     }
-    for (Chain& chain : chains_)
-      for (int lane = lanes_; lane < kLanes; ++lane) chain.pass(lane, 0, std::min(kPiece, length_));
+    for (int c = 0; c < Rows::kChains; ++c)
+      for (int lane = lanes_; lane < kLanes; ++lane) chains_[c].pass(lane, 0, std::min(kPiece, length_));
   }
 
   /// `start[c][lane]` are the states of chain c.
   void scan_and_write(const double (&start)[Rows::kChains][kLanes]) {
     for (int c = 0; c < Rows::kChains; ++c) std::copy(start[c], start[c] + kLanes, chains_[c].y);
     each_piece([&](int64_t piece, int64_t count) {
-      for (Chain& chain : chains_) chain.template run<Rows::kReverse>(count);
+      run(count);
       for (int lane = 0; lane < lanes_; ++lane) {
         const auto [column, tokens] = place(lane, piece);
         const double* states[Rows::kChains];
@@ -168,21 +235,39 @@ class Block {
     });
   }
 
-  /// end = local + factor * start for every chain of every segment.
-  void summarize(double (&local)[Rows::kChains][kLanes], double (&factor)[Rows::kChains][kLanes]) {
-    for (Chain& chain : chains_) std::fill(chain.y, chain.y + kLanes, 0.0);
-    for (auto& row : factor) std::fill(row, row + kLanes, 1.0);
+  void summarize(Summary (&summaries)[Rows::kChains][kLanes]) {
+    double factor[Rows::kChains][kLanes], cut[Rows::kChains][kLanes] = {};
+    for (int c = 0; c < Rows::kChains; ++c) {
+      std::fill(chains_[c].y, chains_[c].y + kLanes, 0.0);
+      std::fill(factor[c], factor[c] + kLanes, 1.0);
+    }
     each_piece([&](int64_t, int64_t count) {
-      for (int c = 0; c < Rows::kChains; ++c) {
-        chains_[c].template run<Rows::kReverse>(count);
+      run(count);
+      for (int c = 0; c < Rows::kChains; ++c)
         for (int64_t t = 0; t < count; ++t)
-          for (int lane = 0; lane < kLanes; ++lane) factor[c][lane] *= chains_[c].a[lane][t];
-      }
+          for (int lane = 0; lane < kLanes; ++lane) {
+            const double a = chains_[c].a[lane][t];
+            factor[c][lane] *= a;
+            cut[c][lane] = a == 0 ? 1.0 : cut[c][lane];
+          }
     });
-    for (int c = 0; c < Rows::kChains; ++c) std::copy(chains_[c].y, chains_[c].y + kLanes, local[c]);
+    for (int c = 0; c < Rows::kChains; ++c)
+      for (int lane = 0; lane < kLanes; ++lane)
+        summaries[c][lane] = {chains_[c].y[lane], factor[c][lane], cut[c][lane] != 0};
+  }
+
+  /// The state of chain c at the end of the first segment.
+  double end(int c, double start) {
+    chains_[c].y[0] = start;
+    each_piece([&](int64_t, int64_t count) { run(count); });
+    return chains_[c].y[0];
   }
 
  private:
+  void run(int64_t count) {
+    for (int c = 0; c < Rows::kChains; ++c) chains_[c].template run<Rows::kReverse>(count);
+  }
+
   /// First column and number of tokens of a lane's piece.
   std::pair<int64_t, int64_t> place(int lane, int64_t piece) const {
     const int64_t column = segments_[lane].begin + piece * kPiece;
@@ -203,7 +288,7 @@ class Block {
           rows_.prefetch(segments_[lane + 1].row, ahead, more);
         }
         if (tokens > 0) rows_.prepare(scratch_[lane], segments_[lane].row, column, tokens, chains_, lane);
-        for (Chain& chain : chains_) chain.pass(lane, tokens, count);
+        for (int c = 0; c < Rows::kChains; ++c) chains_[c].pass(lane, tokens, count);
       }
       visit(piece, count);
     }
@@ -213,48 +298,50 @@ class Block {
   int lanes_;
   int64_t length_;
   Segment segments_[kLanes];
-  typename Rows::Scratch scratch_[kLanes];
-  Chain chains_[Rows::kChains];
+  const Workspace<BufferPointer> workspace_{true};
+  Scratch* const scratch_ = workspace_->buffers->scratch;
+  Chain* const chains_ = workspace_->buffers->chains;
 };
 
+/// States that every segment starts with, (segments, chains).
 template <class Rows>
-void scan(const Rows& rows, int64_t n, int64_t columns) {
-  if (n == 0 || columns == 0) return;
-  using States = double[Rows::kChains][kLanes];
-  const Cut cut(n, columns);
+std::vector<double> states_before(const Rows& rows, const Cut& cut, bool parallel) {
   const int64_t segments = cut.segments(), blocks = (segments + kLanes - 1) / kLanes;
-  const bool parallel = n * columns >= 16384;
-  std::vector<double> local, factor;  // (segments, chains)
-  if (cut.parts > 1) {
-    local.resize(segments * Rows::kChains);
-    factor.resize(segments * Rows::kChains);
-    parallel_for(blocks, parallel, [&](int64_t block) {
-      States ends, factors;
-      Block<Rows>(rows, cut, block * kLanes).summarize(ends, factors);
-      for (int64_t s = block * kLanes; s < std::min(segments, (block + 1) * kLanes); ++s)
-        for (int c = 0; c < Rows::kChains; ++c) {
-          local[s * Rows::kChains + c] = ends[c][s % kLanes];
-          factor[s * Rows::kChains + c] = factors[c][s % kLanes];
-        }
-    });
-    // local becomes the state that a segment starts with.
-    for (int64_t row = 0; row < n; ++row)
-      for (int c = 0; c < Rows::kChains; ++c) {
-        double state = rows.start(row);
-        for (int64_t step = 0; step < cut.parts; ++step) {
-          const int64_t s = row * cut.parts + (Rows::kReverse ? cut.parts - 1 - step : step);
-          const double all = factor[s * Rows::kChains + c], end = local[s * Rows::kChains + c];
-          local[s * Rows::kChains + c] = state;
-          state = end + (all != 0 && state != 0 ? all * state : 0.0);
-        }
-      }
-  }
+  std::vector<Summary> summaries(segments * Rows::kChains);
   parallel_for(blocks, parallel, [&](int64_t block) {
-    States start = {};
-    for (int64_t s = block * kLanes; s < std::min(segments, (block + 1) * kLanes); ++s)
+    Summary of_lanes[Rows::kChains][kLanes];
+    const int64_t first = block * kLanes, count = std::min<int64_t>(kLanes, segments - first);
+    Block<Rows>(rows, cut, first, count).summarize(of_lanes);
+    for (int64_t lane = 0; lane < count; ++lane)
+      for (int c = 0; c < Rows::kChains; ++c) summaries[(first + lane) * Rows::kChains + c] = of_lanes[c][lane];
+  });
+  std::vector<double> states(segments * Rows::kChains);
+  parallel_for(cut.rows, parallel, [&](int64_t row) {
+    for (int c = 0; c < Rows::kChains; ++c) {
+      double state = rows.start(row);
+      for (int64_t step = 0; step < cut.parts; ++step) {
+        const int64_t s = row * cut.parts + (Rows::kReverse ? cut.parts - 1 - step : step);
+        states[s * Rows::kChains + c] = state;
+        const Summary& summary = summaries[s * Rows::kChains + c];
+        state = summary.suffices(state) ? summary.end(state) : Block<Rows>(rows, cut, s, 1).end(c, state);
+      }
+    }
+  });
+  return states;
+}
+
+template <class Rows>
+void scan(const Rows& rows, const Cut& cut) {
+  const bool parallel = cut.rows * cut.columns >= 16384;
+  const std::vector<double> states = cut.parts > 1 ? states_before(rows, cut, parallel) : std::vector<double>();
+  const int64_t segments = cut.segments();
+  parallel_for((segments + kLanes - 1) / kLanes, parallel, [&](int64_t block) {
+    double start[Rows::kChains][kLanes] = {};
+    const int64_t first = block * kLanes, count = std::min<int64_t>(kLanes, segments - first);
+    for (int64_t lane = 0; lane < count; ++lane)
       for (int c = 0; c < Rows::kChains; ++c)
-        start[c][s % kLanes] = cut.parts > 1 ? local[s * Rows::kChains + c] : rows.start(s);
-    Block<Rows>(rows, cut, block * kLanes).scan_and_write(start);
+        start[c][lane] = cut.parts > 1 ? states[(first + lane) * Rows::kChains + c] : rows.start(first + lane);
+    Block<Rows>(rows, cut, first, count).scan_and_write(start);
   });
 }
 
@@ -262,10 +349,6 @@ template <class T, bool reverse>
 struct LinearRows {
   static constexpr bool kReverse = reverse;
   static constexpr int kChains = 1;
-  struct Scratch {
-    PieceMask mask;
-  };
-
   const MatrixView &x, &a;
   const std::optional<MatrixView>&initial, &mask;
   int64_t columns;
@@ -276,7 +359,7 @@ struct LinearRows {
 
   double start(int64_t row) const { return initial ? value_at(*initial, row, 0) : 0.0; }
 
-  void enter(Scratch&, const Segment&) const {}
+  void enter(Scratch&, int64_t) const {}
 
   void prepare(Scratch& scratch, int64_t row, int64_t column, int64_t count, Chain* chain, int lane) const {
     double buffer[kPiece], *terms = chain->x[lane], *factors = chain->a[lane];
@@ -302,17 +385,36 @@ struct LinearRows {
   }
 };
 
+/// The value that the last token of each segment has behind it; nothing where `next_values` say so.
+std::vector<double> values_behind(const GaeInputs& in, const Cut& cut) {
+  if (in.next_values) return {};
+  std::vector<double> values(cut.segments());
+  const auto behind_row = [&](int64_t row) {
+    if (in.finished && is_set(*in.finished, row, 0)) return 0.0;
+    if (in.bootstrap) return value_at(*in.bootstrap, row, 0);
+    const int64_t last = in.repeat_last ? last_token(in.mask, row, cut.columns) : -1;
+    return last < 0 ? 0.0 : value_at(in.values, row, last);
+  };
+  parallel_for(cut.rows, cut.rows * cut.columns >= 16384, [&](int64_t row) {
+    double value = behind_row(row);
+    for (int64_t s = (row + 1) * cut.parts - 1; s >= row * cut.parts; --s) {
+      values[s] = value;
+      if (s == row * cut.parts) break;
+      const auto [_, begin, end] = cut.segment(s);
+      const int64_t first = first_token(in.mask, row, begin, end);
+      if (first < end) value = value_at(in.values, row, first);
+    }
+  });
+  return values;
+}
+
 template <class T, bool decoupled>
 struct GaeRows {
   static constexpr bool kReverse = true;
   static constexpr int kChains = decoupled ? 2 : 1;
-  struct Scratch {
-    double values[kPiece + 1];  // and that of the token behind
-    PieceMask mask;
-    double next_value;  // of the token behind the piece
-  };
 
   const GaeInputs& in;
+  const std::vector<double>& behind;  // of each segment
   int64_t columns;
   T *advantages, *returns;
 
@@ -324,21 +426,7 @@ struct GaeRows {
 
   double start(int64_t) const { return 0.0; }
 
-  void enter(Scratch& scratch, const Segment& segment) const {
-    scratch.next_value = in.next_values ? 0.0 : value_behind(segment);
-  }
-
-  double value_behind(const Segment& segment) const {
-    const int64_t row = segment.row;
-    for (int64_t t = segment.end; t < columns; ++t)
-      if (!in.mask || is_set(*in.mask, row, t)) return value_at(in.values, row, t);
-    if (in.finished && is_set(*in.finished, row, 0)) return 0.0;
-    if (in.bootstrap) return value_at(*in.bootstrap, row, 0);
-    if (in.repeat_last)
-      for (int64_t t = columns - 1; t >= 0; --t)
-        if (!in.mask || is_set(*in.mask, row, t)) return value_at(in.values, row, t);
-    return 0.0;
-  }
+  void enter(Scratch& scratch, int64_t segment) const { scratch.next_value = behind.empty() ? 0.0 : behind[segment]; }
 
   void prepare(Scratch& scratch, int64_t row, int64_t column, int64_t count, Chain* chains, int lane) const {
     double buffer[kPiece], other_buffer[kPiece], *x = chains[0].x[lane], *a = chains[0].a[lane], *v = scratch.values;
@@ -392,7 +480,7 @@ struct GaeRows {
     discount(in.lam, row, column, count, mask, done, a);
     if constexpr (decoupled) {
       std::copy(x, x + count, chains[1].x[lane]);
-      discount(in.returns_lam ? *in.returns_lam : in.lam, row, column, count, mask, done, chains[1].a[lane]);
+      discount(*in.returns_lam, row, column, count, mask, done, chains[1].a[lane]);
     }
   }
 
@@ -438,21 +526,20 @@ struct Moments {
   int64_t count = 0;
 };
 
-/// Calls visit(values, mask, count, column) for the pieces of a row.
+/// Calls visit(values, mask, count, column) for the pieces of a part of a row.
 template <class Visit>
-void each_piece_of_row(const MatrixView& values, const std::optional<MatrixView>& mask, int64_t row, int64_t columns,
-                       const Visit& visit) {
+void each_piece_of(const MatrixView& values, const std::optional<MatrixView>& mask, const Segment& part,
+                   const Visit& visit) {
   double buffer[kPiece];
   PieceMask piece;
-  for (int64_t column = 0; column < columns; column += kPiece) {
-    const int64_t count = std::min(kPiece, columns - column);
-    piece.read(mask, row, column, count);
-    visit(read_row(values, row, column, count, buffer), piece, count, column);
+  for (int64_t column = part.begin; column < part.end; column += kPiece) {
+    const int64_t count = std::min(kPiece, part.end - column);
+    piece.read(mask, part.row, column, count);
+    visit(read_row(values, part.row, column, count, buffer), piece, count, column);
   }
 }
 
-Moments moments_of_row(const MatrixView& values, const std::optional<MatrixView>& mask, int64_t row, int64_t columns,
-                       double pivot) {
+Moments moments_of(const MatrixView& values, const std::optional<MatrixView>& mask, const Segment& part, double pivot) {
   constexpr int kSums = 8;  // an addition waits for the one before it in its own sum only
   double sum[kSums] = {}, squares[kSums] = {};
   Moments moments;
@@ -460,7 +547,7 @@ Moments moments_of_row(const MatrixView& values, const std::optional<MatrixView>
     sum[s] += distance;
     squares[s] += distance * distance;
   };
-  each_piece_of_row(values, mask, row, columns, [&](const double* v, const PieceMask& piece, int64_t count, int64_t) {
+  each_piece_of(values, mask, part, [&](const double* v, const PieceMask& piece, int64_t count, int64_t) {
     piece.each_run(count, [&](int64_t first, int64_t last, PieceMask::Run run) {
       if (run == PieceMask::kSome) {
         for (int64_t j = first; j < last; ++j) {
@@ -508,9 +595,10 @@ void whiten_piece(const double* v, const PieceMask& mask, int64_t count, const W
 
 /// The first value of the mask, or 0: any value of the sample loses at most log2(n) bits of the variance.
 double first_valid(const MatrixView& values, const std::optional<MatrixView>& mask, int64_t rows, int64_t columns) {
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t column = 0; column < columns; ++column)
-      if (!mask || is_set(*mask, row, column)) return value_at(values, row, column);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t column = first_token(mask, row, 0, columns);
+    if (column < columns) return value_at(values, row, column);
+  }
   return 0.0;
 }
 
@@ -536,23 +624,27 @@ double divisor(const Moments& moments, double eps, EpsTo eps_to, int64_t ddof) {
 void linear_scan(const MatrixView& x, const MatrixView& a, const std::optional<MatrixView>& initial,
                  const std::optional<MatrixView>& mask, int64_t rows, int64_t columns, bool reverse, bool carry,
                  void* y) {
+  if (rows == 0 || columns == 0) return;
   with_floating(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (reverse)
-      scan(LinearRows<T, true>{x, a, initial, mask, columns, carry, static_cast<T*>(y)}, rows, columns);
+      scan(LinearRows<T, true>{x, a, initial, mask, columns, carry, static_cast<T*>(y)}, Cut(rows, columns));
     else
-      scan(LinearRows<T, false>{x, a, initial, mask, columns, carry, static_cast<T*>(y)}, rows, columns);
+      scan(LinearRows<T, false>{x, a, initial, mask, columns, carry, static_cast<T*>(y)}, Cut(rows, columns));
   });
 }
 
 void gae(const GaeInputs& inputs, int64_t rows, int64_t columns, Dtype result, void* advantages, void* returns) {
+  if (rows == 0 || columns == 0) return;
+  const Cut cut(rows, columns);
+  const std::vector<double> behind = values_behind(inputs, cut);
   with_floating(result, [&](auto zero) {
     using T = decltype(zero);
     auto *advantage = static_cast<T*>(advantages), *both = static_cast<T*>(returns);
     if (inputs.returns_lam)
-      scan(GaeRows<T, true>{inputs, columns, advantage, both}, rows, columns);
+      scan(GaeRows<T, true>{inputs, behind, columns, advantage, both}, cut);
     else
-      scan(GaeRows<T, false>{inputs, columns, advantage, both}, rows, columns);
+      scan(GaeRows<T, false>{inputs, behind, columns, advantage, both}, cut);
   });
 }
 
@@ -561,13 +653,20 @@ void whiten(const MatrixView& values, const std::optional<MatrixView>& mask, int
   if (rows == 0 || columns == 0) return;
   const bool parallel = rows * columns >= 16384;
   const double pivot = first_valid(values, mask, rows, columns);
-  std::vector<Moments> of_row(rows);
-  parallel_for(rows, parallel, [&](int64_t row) { of_row[row] = moments_of_row(values, mask, row, columns, pivot); });
+  // Parts of a fixed size, added in order: the sums do not depend on the number of threads.
+  constexpr int64_t kPart = 16 * kPiece;
+  const int64_t parts = (columns + kPart - 1) / kPart;
+  const auto part = [&](int64_t p) {
+    const int64_t begin = p % parts * kPart;
+    return Segment{p / parts, begin, std::min(begin + kPart, columns)};
+  };
+  std::vector<Moments> moments(rows * parts);
+  parallel_for(rows * parts, parallel, [&](int64_t p) { moments[p] = moments_of(values, mask, part(p), pivot); });
   Moments all;
-  for (const Moments& row : of_row) {
-    all.sum += row.sum;
-    all.squares += row.squares;
-    all.count += row.count;
+  for (const Moments& one : moments) {
+    all.sum += one.sum;
+    all.squares += one.squares;
+    all.count += one.count;
   }
   const double mean = all.count > 0 ? all.sum / static_cast<double>(all.count) : 0.0;
   const double scale = all.count > 0 ? divisor(all, eps, eps_to, ddof) : 0.0;
@@ -575,12 +674,13 @@ void whiten(const MatrixView& values, const std::optional<MatrixView>& mask, int
   with_floating(values.dtype, [&](auto zero) {
     using T = decltype(zero);
     const std::optional<MatrixView> none;
-    parallel_for(rows, parallel, [&](int64_t row) {
-      each_piece_of_row(values, outside ? none : mask, row, columns,
-                        [&](const double* v, const PieceMask& piece, int64_t count, int64_t column) {
-                          whiten_piece(v, piece, count, {pivot, mean, factor, shift},
-                                       static_cast<T*>(result) + row * columns + column);
-                        });
+    parallel_for(rows * parts, parallel, [&](int64_t p) {
+      const Segment here = part(p);
+      each_piece_of(values, outside ? none : mask, here,
+                    [&](const double* v, const PieceMask& piece, int64_t count, int64_t column) {
+                      whiten_piece(v, piece, count, {pivot, mean, factor, shift},
+                                   static_cast<T*>(result) + here.row * columns + column);
+                    });
     });
   });
 }
