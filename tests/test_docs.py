@@ -57,7 +57,7 @@ def test_every_public_function_has_an_example():
 @pytest.mark.parametrize("page", ["README.md"])
 def test_the_python_of_pages_runs(page):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         assert len([line for line in block.splitlines() if line.strip()]) <= 12
         exec(compile(block, page, "exec"), {})
