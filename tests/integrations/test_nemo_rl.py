@@ -133,6 +133,20 @@ def test_an_outlier_does_not_hide_the_others():
     assert std[0].item() == pytest.approx(1.0, rel=1e-6)
 
 
+@pytest.mark.parametrize("leave_one_out", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 1e8])
+@pytest.mark.parametrize("outlier", [1.0, -1e6])
+def test_deviations_keep_their_digits(outlier, offset, leave_one_out):
+    group = [0] * 5 + [1] * 3 + [2] * 2 + [3] * 4
+    rewards = torch.randint(-8, 9, (14,), generator=torch.Generator().manual_seed(9)).double() / 4
+    rewards[[2, 6]] += outlier
+    rewards[10:] = rewards[10:].abs().max() * torch.tensor([1.0, -1.0, 1.0, -1.0])
+    _, want = moments(group, rewards, leave_one_out)
+    prompts = torch.tensor(group)[:, None]
+    _, got = nemo_rl.calculate_baseline_and_std_per_prompt(prompts, rewards + offset, torch.ones(14), leave_one_out)
+    close(got, want, 1e-12 if offset == 0 else 1e-7)
+
+
 def test_rollouts_that_are_not_valid_count_in_no_statistic():
     prompts = torch.tensor([[1], [1], [1], [1], [2], [2]])
     rewards = torch.tensor([1.0, 50.0, 2.0, 6.0, 3.0, 4.0])
@@ -311,7 +325,15 @@ def test_patch_reaches_every_module(library):
 
 
 def test_other_versions_are_refused(library, monkeypatch):
+    monkeypatch.setattr(nemo_rl._Estimator, "any_version", False)
     monkeypatch.setattr(metadata, "version", lambda name: "0.7.0")
-    with pytest.raises(RuntimeError, match=r"nemo-rl 0.7.0 is installed, and its drop-ins were checked against 0.6.0"):
+    refused = r"nemo-rl 0.7.0 is installed, and morlfast was checked against 0.6.0 only"
+    with pytest.raises(RuntimeError, match=refused):
         nemo_rl.patch()
-    nemo_rl.patch(any_version=True).undo()
+    estimators = [getattr(nemo_rl, name) for name in library.names]
+    for estimator in estimators:  # also without patch()
+        with pytest.raises(RuntimeError, match=refused):
+            estimator(config(), loss())
+    with nemo_rl.patch(any_version=True):
+        for estimator in estimators:
+            estimator(config(), loss())

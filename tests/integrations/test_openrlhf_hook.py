@@ -230,7 +230,7 @@ def test_a_smaller_last_group():
 
 
 def test_a_group_of_one_is_refused_where_the_group_matters():
-    with pytest.raises(ValueError, match=r"^singleton: a group has only one scored rollout"):
+    with pytest.raises(ValueError, match=r"^singleton: expected at least two scored rollouts a group, got one"):
         openrlhf.compute_advantages_and_returns(Maker(), experiences(sizes=(6, 3)))
     openrlhf.compute_advantages_and_returns(Maker(estimator="flash_reinforce"), experiences(sizes=(6, 3)))
 
@@ -271,11 +271,13 @@ def test_patch_reaches_objects_that_exist(library):
 
 def test_other_versions_are_refused(monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda name: "0.12.0")
-    with pytest.raises(
-        RuntimeError, match=r"openrlhf 0.12.0 is installed, and its drop-ins were checked against 0.11.2"
-    ):
+    refused = r"openrlhf 0.12.0 is installed, and morlfast was checked against 0.11.2 only"
+    with pytest.raises(RuntimeError, match=refused):
         openrlhf.patch()
     openrlhf.patch(any_version=True).undo()
+    with pytest.raises(RuntimeError, match=refused):
+        type("Mine", (openrlhf.AdvantagesMixin, Maker), {})
+    type("Mine", (openrlhf.AdvantagesMixin, Maker), {"any_version": True})
 
 
 def test_unknown_estimator():

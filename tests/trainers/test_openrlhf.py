@@ -1,11 +1,15 @@
-"""The preset "openrlhf" against OpenRLHF's own RemoteExperienceMaker.compute_advantages_and_returns.
+"""The preset "openrlhf" and the hook against OpenRLHF's own RemoteExperienceMaker.compute_advantages_and_returns.
 
 Importing its module takes ray, deepspeed, vllm and transformers, so the class is compiled out of the installed file.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
+import sys
+import types
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -14,6 +18,7 @@ import pytest
 import torch
 from installed import definitions
 from morlfast.advantage_presets import PRESETS
+from morlfast.integrations import openrlhf as ours
 
 ESTIMATORS = {
     "grpo": "group_norm",
@@ -26,11 +31,12 @@ ESTIMATORS = {
 T = 12
 
 
-def maker(method: str, group_size: int):
+@functools.cache
+def originals():
     quiet = SimpleNamespace(info=lambda *_: None, warning=lambda *_: None)
     functions = definitions("openrlhf.models.utils", "compute_reward", torch=torch)
     penalties = definitions("openrlhf.trainer.ppo_utils.length_penalty", "apply_length_penalties", logger=quiet)
-    RemoteExperienceMaker = definitions(
+    makers = definitions(
         "openrlhf.trainer.ppo_utils.experience_maker",
         "RemoteExperienceMaker",
         torch=torch,
@@ -38,19 +44,24 @@ def maker(method: str, group_size: int):
         logger=quiet,
         compute_reward=functions.compute_reward,
         apply_length_penalties=penalties.apply_length_penalties,
-    ).RemoteExperienceMaker
-    estimator = ESTIMATORS[method]
+    )
+    return SimpleNamespace(**vars(makers), **vars(penalties))
+
+
+def maker(estimator: str, group_size: int, *, clip_range=None, gamma=1.0, lambd=1.0, no_std_norm=False, kl_coef=0.0):
+    reward = SimpleNamespace(
+        clip_range=clip_range, overlong_buffer_len=None, overlong_penalty_factor=None, stop_properly_penalty_coef=None
+    )
+    advantage = SimpleNamespace(estimator=estimator, gamma=gamma, lambd=lambd, no_std_norm=no_std_norm)
     args = SimpleNamespace(
         rollout=SimpleNamespace(n_samples_per_prompt=group_size),
-        reward=SimpleNamespace(clip_range=None),
-        algo=SimpleNamespace(advantage=SimpleNamespace(estimator=estimator, gamma=1.0, lambd=1.0, no_std_norm=False)),
+        reward=reward,
+        algo=SimpleNamespace(advantage=advantage),
     )
+    RemoteExperienceMaker = originals().RemoteExperienceMaker
     made = RemoteExperienceMaker.__new__(RemoteExperienceMaker)
-    made.strategy, made.kl_ctl, made.advantage_estimator = (
-        SimpleNamespace(args=args),
-        SimpleNamespace(value=0.0),
-        estimator,
-    )
+    made.strategy, made.kl_ctl = SimpleNamespace(args=args), SimpleNamespace(value=kl_coef)
+    made.advantage_estimator = estimator
     return made
 
 
@@ -72,7 +83,7 @@ def openrlhf(rewards: torch.Tensor, mask: torch.Tensor, method: str, group_size:
         )
         for rows in order.split(5)
     ]
-    done = maker(method, group_size).compute_advantages_and_returns(experiences)
+    done = maker(ESTIMATORS[method], group_size).compute_advantages_and_returns(experiences)
     result = torch.empty(mask.shape, dtype=rewards.dtype)
     result[order] = torch.cat([experience.advantages for experience in done]).to(rewards.dtype)
     return torch.where(mask, result, 0)
@@ -126,3 +137,62 @@ def test_constant_groups_are_zero_where_float32_gives_noise():
         assert torch.equal(ours, torch.zeros_like(ours))
         worst = max(worst, theirs.abs().max().item())
     assert worst > 0.9
+
+
+# ---- the hook ----
+
+
+@pytest.fixture
+def length_penalty(monkeypatch):
+    """The module of OpenRLHF that the hook imports, with its own function."""
+    names = ["openrlhf", "openrlhf.trainer", "openrlhf.trainer.ppo_utils", "openrlhf.trainer.ppo_utils.length_penalty"]
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[names[-1]].apply_length_penalties = originals().apply_length_penalties
+
+
+def experiences(dtype: torch.dtype) -> list[SimpleNamespace]:
+    """Three micro-batches of 12 rollouts in any order, with tokens in between that do not count."""
+    draw = torch.Generator().manual_seed(0)
+    made = []
+    for rows, width in zip(torch.randperm(12, generator=draw).split([3, 5, 4]), (6, 9, 7), strict=True):
+        n = len(rows)
+        mask = torch.arange(width) < torch.randint(1, width + 1, (n, 1), generator=draw)
+        mask &= (torch.rand(n, width, generator=draw) < 0.7) | (torch.arange(width) == 0)
+        made.append(
+            SimpleNamespace(
+                index=rows.tolist(),
+                rewards=(2 * torch.randn(n, generator=draw)).to(dtype),
+                action_mask=mask,
+                kl=0.3 * torch.randn(n, width, generator=draw),
+                values=torch.randn(n, width, generator=draw),
+                info={"reward": torch.zeros(n), "response_length": mask.sum(1).float()},
+                advantages=None,
+                returns=None,
+            )
+        )
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"no_std_norm": True}, {"clip_range": None}, {"gamma": 1.0}, {"kl_coef": 0.0}],
+    ids=lambda options: ",".join(options) or "all",
+)
+@pytest.mark.parametrize("estimator", ["gae", *ESTIMATORS.values()])
+def test_the_hook_has_the_numbers_of_the_original(estimator, options, dtype, length_penalty):
+    made = maker(estimator, 4, **{"clip_range": (-1.0, 1.0), "gamma": 0.9, "lambd": 0.95, "kl_coef": 0.1, **options})
+    theirs, mine = experiences(dtype), experiences(dtype)
+    copied = copy.deepcopy(made)  # the original writes gamma into its arguments
+    theirs = made.compute_advantages_and_returns(theirs)
+    mine = ours.compute_advantages_and_returns(copied, mine)
+    for own, other in zip(mine, theirs, strict=True):
+        assert own.kl is other.kl is None
+        for name in ("advantages", "returns"):
+            ours_then_theirs = [getattr(experience, name) * own.action_mask for experience in (own, other)]
+            torch.testing.assert_close(*ours_then_theirs, rtol=2e-5, atol=2e-5)
+        assert set(own.info) == set(other.info)
+        for name, values in other.info.items():
+            tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-5  # theirs stays in bfloat16
+            torch.testing.assert_close(own.info[name].float(), values.float(), rtol=tolerance, atol=tolerance)

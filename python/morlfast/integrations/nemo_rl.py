@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from morlfast import _ops
-from morlfast.advantage_presets import Scale
 from morlfast.advantages import group_advantages
 from morlfast.integrations import Patch, check_version
+from morlfast.integrations._group_deviations import group_deviations
 from morlfast.returns import whiten
 
 CHECKED_VERSIONS = ("0.6.0",)  # as commit 7ea279ab calls itself
@@ -63,11 +63,24 @@ def calculate_baseline_and_std_per_prompt(
     valid = valid_mask.to(rewards.device) != 0
     scores = _scores(rewards, valid)
     baseline = rewards - group_advantages(scores, group_ids=ids, preset="trl", baseline=whose, scale="none")
-    spread_of = scores if std_rewards is None else _scores(std_rewards.to(rewards.device), valid)
-    return baseline.to(rewards.dtype), _deviations(spread_of, ids, whose).to(rewards.dtype)
+    spread_of = rewards if std_rewards is None else std_rewards.to(rewards.device)
+    deviations = group_deviations(spread_of, valid, ids, leave_one_out_baseline).nan_to_num(0.0)
+    return baseline.to(rewards.dtype), torch.where(valid, deviations, 0.0).to(rewards.dtype)
 
 
-class GRPOAdvantageEstimator:
+class _Estimator:
+    """Refuses versions of NeMo-RL that it was not checked against, unless `any_version` of the class is true.
+
+    So it does where NeMo-RL says its version, with and without `patch()`, whose `any_version` sets it for all classes.
+    """
+
+    any_version: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        check_version("nemo-rl", CHECKED_VERSIONS, self.any_version, required=False)
+
+
+class GRPOAdvantageEstimator(_Estimator):
     """Rewards about the mean of their prompt's others, over the deviation of those others.
 
     `estimator_config` has ``use_leave_one_out_baseline`` (False: mean and deviation of the whole group) and
@@ -75,6 +88,7 @@ class GRPOAdvantageEstimator:
     """
 
     def __init__(self, estimator_config: Any, loss_config: Any = None) -> None:
+        super().__init__()
         self.rules = _rules(estimator_config)
 
     def compute_advantage(self, prompt_ids: Tensor, rewards: Tensor, mask: Tensor, **kwargs: Any) -> Tensor:
@@ -83,7 +97,7 @@ class GRPOAdvantageEstimator:
         return advantages[:, None].expand(mask.shape)
 
 
-class GDPOAdvantageEstimator:
+class GDPOAdvantageEstimator(_Estimator):
     """GRPO's advantages of each reward by itself, weighted, summed, and normalized over the batch.
 
     The rewards are those of the batch named ``reward/...``, at least two, in alphabetical order; the weights
@@ -91,6 +105,7 @@ class GDPOAdvantageEstimator:
     """
 
     def __init__(self, estimator_config: Any, loss_config: Any = None) -> None:
+        super().__init__()
         self.rules = {**_rules(estimator_config), "method": "gdpo"}
         self.reward_weights = estimator_config.reward_weights
 
@@ -109,7 +124,7 @@ class GDPOAdvantageEstimator:
         return advantages[:, None].expand(mask.shape)
 
 
-class ReinforcePlusPlusAdvantageEstimator:
+class ReinforcePlusPlusAdvantageEstimator(_Estimator):
     r"""Rewards, less their group's mean with ``minus_baseline``, whitened over the tokens of the batch.
 
     .. math:: A_{it} = \frac{a_{it} - \mu}{\sqrt{\max(\sigma^2, 10^{-8})}}, \quad a_{it} = r_i - \bar r_g - \beta k_{it}
@@ -118,6 +133,7 @@ class ReinforcePlusPlusAdvantageEstimator:
     """
 
     def __init__(self, estimator_config: Any, loss_config: Any) -> None:
+        super().__init__()
         self.minus_baseline = estimator_config.minus_baseline
         self.use_kl_in_reward = loss_config.use_kl_in_reward
         self.kl_coef = loss_config.reference_policy_kl_penalty
@@ -151,9 +167,10 @@ def patch(*, any_version: bool = False) -> Patch:
     Replaced in every module of `nemo_rl`: `calculate_baseline_and_std_per_prompt`, `GRPOAdvantageEstimator`,
     `GDPOAdvantageEstimator`, `ReinforcePlusPlusAdvantageEstimator`. Call it before the training starts: an estimator
     that exists stays. `with patch():` gives the originals back at its end. Raises RuntimeError for a version of NeMo-RL
-    that the drop-ins were not checked against, unless `any_version`.
+    that the drop-ins were not checked against, unless `any_version`, which holds for the classes from then on.
     """
     check_version("nemo-rl", CHECKED_VERSIONS, any_version)
+    _Estimator.any_version |= any_version
     estimators = importlib.import_module("nemo_rl.algorithms.advantage_estimator")
     algorithms = importlib.import_module("nemo_rl.algorithms.utils")
     return Patch(
@@ -183,17 +200,6 @@ def _groups(prompts: Tensor, rewards: Tensor) -> Tensor:
 def _scores(rewards: Tensor, valid: Tensor) -> Tensor:
     """In float64: NaN is not scored, and infinity, as NaN shall, makes the group NaN."""
     return rewards.double().masked_fill(rewards.isnan(), math.inf).masked_fill(~valid, math.nan)
-
-
-def _deviations(scores: Tensor, ids: Tensor, whose: Scale) -> Tensor:
-    """Of each rollout's group or of its others."""
-    centred = group_advantages(scores, group_ids=ids, preset="trl", scale="none")
-    spread = torch.zeros_like(centred).scatter_reduce(0, ids, centred.abs(), "amax")[ids]
-    # A rollout's deviation is its positive score over the advantage that has no baseline.
-    positive = torch.where(scores.isnan(), scores, centred + 2 * spread)
-    advantages = group_advantages(positive, group_ids=ids, preset="trl", baseline="none", scale=whose, eps=0.0)
-    deviations: Tensor = torch.where(advantages > 0, positive / advantages, 0.0)
-    return deviations
 
 
 def _kl(policy: Tensor, reference: Tensor, kind: str) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from morlfast.advantages import group_advantages
 from morlfast.integrations import Patch, check_version
+from morlfast.integrations._group_deviations import group_deviations
 from morlfast.returns import discounted_returns, gae, whiten
 
 CHECKED_VERSIONS = ("0.11.2",)
@@ -64,7 +65,9 @@ def compute_advantages_and_returns(maker: Any, experiences: list[Any]) -> list[A
     index = torch.tensor([i for experience in experiences for i in experience.index])
     groups = (index // samples_per_prompt).to(experiences[0].rewards.device)
     if samples_per_prompt > 1:
-        deviations = _deviations(torch.cat([experience.rewards for experience in experiences]), groups)
+        unshaped = torch.cat([experience.rewards for experience in experiences])
+        ids = groups.unique(return_inverse=True)[1]
+        deviations = group_deviations(unshaped, torch.ones_like(ids, dtype=torch.bool), ids).to(unshaped.dtype)
         for experience, deviation in zip(experiences, deviations.split(sizes), strict=True):
             experience.info["group_reward_std"] = deviation
 
@@ -100,10 +103,17 @@ class AdvantagesMixin:
             their weights; None: `Experience.rewards`.
         rules: keywords of `morlfast.group_advantages`; None: those of OpenRLHF's estimator. What OpenRLHF whitens over
             tokens (``gae``, ``reinforce``, ``reinforce_baseline``) is whitened nevertheless.
+        any_version: whether the class may be derived with a version of OpenRLHF that this was not checked against;
+            else RuntimeError, where OpenRLHF says its version.
     """
 
     objectives: ClassVar[Mapping[str, float] | None] = None
     rules: ClassVar[Mapping[str, Any] | None] = None
+    any_version: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        check_version("openrlhf", CHECKED_VERSIONS, cls.any_version, required=False)
+        super().__init_subclass__(**options)
 
     def compute_advantages_and_returns(self, experiences: list[Any]) -> list[Any]:
         return compute_advantages_and_returns(self, experiences)
@@ -142,16 +152,6 @@ def _token_rewards(experience: Any, rewards: Tensor, clip_range: Any, kl_coef: f
     last = mask.shape[1] - 1 - mask.long().flip(1).argmax(1, keepdim=True)
     penalties: Tensor = -max(kl_coef, 0.0) * experience.kl
     return penalties.scatter_add(1, last, rewards[:, None].to(penalties.dtype))
-
-
-def _deviations(rewards: Tensor, groups: Tensor) -> Tensor:
-    """Of each rollout's group, n - 1; NaN for a group of one."""
-    _, ids, counts = groups.unique(return_inverse=True, return_counts=True)
-    centred = group_advantages(rewards.double(), group_ids=ids, preset="trl", scale="none", nan="propagate")
-    squares = torch.zeros(len(counts), dtype=torch.float64, device=rewards.device)
-    squares.index_add_(0, ids, centred.square())
-    deviations: Tensor = (squares / (counts - 1)).sqrt()[ids].to(rewards.dtype)
-    return deviations
 
 
 def _whiten(experiences: Sequence[Any], divide: bool) -> None:
