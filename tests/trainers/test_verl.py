@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import uuid
@@ -394,6 +397,18 @@ def test_gdpo_in_the_v1_trainer(reward_model, monkeypatch) -> None:
         v1_advantages(queue, "gdpo", monkeypatch)
 
 
+def test_gdpo_does_not_train_on_a_column_of_the_data_set(monkeypatch) -> None:
+    """Whose name is that of a reward which compute_score left out of a row."""
+    inputs = batch("random")
+    n = len(inputs["index"])
+    scores = scores_of(n)
+    infos = [{key: scores[key][i] for key in KEYS} for i in range(n)]
+    del infos[3]["format"], infos[7]["format"]
+    fields = {"extra_fields": [{"reward_extra_info": info} for info in infos], "format": [9.0] * n}
+    with pytest.raises(ValueError, match=rf"expected format in what .* got none for 2 of {n} rows, .* row 3$"):
+        v1_advantages(Queue(inputs, fields), "morlfast_gdpo", monkeypatch)
+
+
 @pytest.mark.parametrize("estimator", ["grpo", "rloo", "opo"])
 def test_other_estimators_in_the_v1_trainer_ask_for_nothing_more(estimator, monkeypatch) -> None:
     inputs = batch("ragged")
@@ -460,7 +475,7 @@ def test_patches_reach_module_and_registry_and_may_overlap() -> None:
 
 def test_unknown_versions_are_refused(monkeypatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda distribution: "0.10.0")
-    with pytest.raises(RuntimeError, match=r"verl 0\.10\.0 .* 0\.9\.1 only"):
+    with pytest.raises(RuntimeError, match=r"verl 0\.10\.0 .* 0\.9\.1 and later patch releases of it only"):
         ours.patch()
     with ours.patch(any_version=True):
         assert core_algos.compute_rloo_outcome_advantage is ours.compute_rloo_outcome_advantage
@@ -479,7 +494,7 @@ def test_the_plugin_says_that_a_version_is_unknown_and_registers_nothing(monkeyp
 def run_with_entry_point(tmp_path):
     """Run a script where metadata has the entry point of pyproject.toml: installed, or written here."""
 
-    def run(script: str, **environment: str) -> None:
+    def run(script: str) -> None:
         path = list(filter(None, sys.path))
         declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["verl.plugins"]
         installed = metadata.entry_points(group="verl.plugins")
@@ -489,7 +504,7 @@ def run_with_entry_point(tmp_path):
             (info / "METADATA").write_text("Metadata-Version: 2.1\nName: morlfast\nVersion: 0.1.0\n")
             lines = [f"{name} = {value}\n" for name, value in declared.items()]
             (info / "entry_points.txt").write_text("[verl.plugins]\n" + "".join(lines))
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *path]), **environment}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *path])}
         done = subprocess.run(
             [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=240, check=False
         )
@@ -498,24 +513,77 @@ def run_with_entry_point(tmp_path):
     return run
 
 
-def test_importing_verl_is_enough(run_with_entry_point) -> None:
+def test_importing_verl_is_enough_and_a_module_of_ones_own_patches(run_with_entry_point, tmp_path) -> None:
+    """In one process, since importing verl takes seconds; verl itself imports VERL_USE_EXTERNAL_MODULES in this way."""
+    (tmp_path / "faster_verl.py").write_text("from morlfast.integrations import verl\n\nverl.patch()\n")
     run_with_entry_point(
-        "import importlib.util, sys, verl\n"
+        "import importlib.util, pickle, sys, verl\n"
         "assert 'morlfast.integrations.verl' in sys.modules\n"
         "assert 'verl.trainer.ppo.core_algos' not in sys.modules\n"  # whoever computes no advantages pays nothing
         "assert importlib.util.find_spec('verl.trainer.ppo.core_algos')\n"  # to look is not to import
         "from verl.trainer.ppo import core_algos\n"
-        "for name in sys.modules['morlfast.integrations.verl'].ESTIMATORS:\n"
+        "names = list(sys.modules['morlfast.integrations.verl'].ESTIMATORS)\n"
+        "for name in names:\n"
         "    assert callable(core_algos.get_adv_estimator_fn(name))\n"
         "assert core_algos.get_adv_estimator_fn('rloo').__module__ == 'verl.trainer.ppo.core_algos'\n"
-    )
-
-
-def test_a_module_of_ones_own_patches_every_process(run_with_entry_point, tmp_path) -> None:
-    (tmp_path / "faster_verl.py").write_text("from morlfast.integrations import verl\n\nverl.patch()\n")
-    run_with_entry_point(
-        "from verl.trainer.ppo import core_algos\n"
+        "pickle.dumps(core_algos.__loader__)\n"
+        "from verl.utils.import_utils import import_external_libs\n"
+        "import_external_libs('faster_verl')\n"
         "for function in (core_algos.compute_grpo_outcome_advantage, core_algos.get_adv_estimator_fn('rloo')):\n"
-        "    assert function.__module__ == 'morlfast.integrations.verl'\n",
-        VERL_USE_EXTERNAL_MODULES="faster_verl",
+        "    assert function.__module__ == 'morlfast.integrations.verl'\n"
+        "importlib.reload(core_algos)\n"
+        "for name in names:\n"
+        "    assert callable(core_algos.get_adv_estimator_fn(name))\n"
+        "from morlfast.integrations.verl import patch\n"
+        "assert core_algos.compute_grpo_outcome_advantage.__module__ == 'verl.trainer.ppo.core_algos'\n"
+        "with patch():\n"
+        "    assert core_algos.get_adv_estimator_fn('rloo').__module__ == 'morlfast.integrations.verl'\n"
+        "assert core_algos.get_adv_estimator_fn('rloo').__module__ == 'verl.trainer.ppo.core_algos'\n",
     )
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A package that can be imported anew in each test."""
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf" / "__init__.py").write_text("")
+    (tmp_path / "shelf" / "book.py").write_text("pages = []")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    yield "shelf.book"
+    for name in ("shelf.book", "shelf"):
+        sys.modules.pop(name, None)
+
+
+def test_the_hook_leaves_room_for_those_of_others(shelf) -> None:
+    asked = []
+
+    class Other:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            asked.append(name)
+
+    for _ in range(2):  # which ask each other
+        ours._AfterImport(shelf, lambda module: module.pages.append("mine"))
+    sys.meta_path.insert(2, Other)
+    assert importlib.import_module(shelf).pages == ["mine", "mine"]
+    assert shelf in asked
+
+
+def test_the_hook_comes_after_every_execution_and_leaves_the_loader_as_it_was(shelf) -> None:
+    ours._AfterImport(shelf, lambda module: module.pages.append("mine"))
+    early = importlib.util.find_spec(shelf)
+    book = importlib.import_module(shelf)
+    assert book.pages == ["mine"]
+    pickle.dumps(book.__loader__)
+    assert importlib.reload(book).pages == ["mine"]
+    another = importlib.util.module_from_spec(early)
+    early.loader.exec_module(another)
+    assert another.pages == ["mine"]
+
+
+def test_an_error_after_the_import_is_logged_and_the_import_goes_on(shelf, caplog) -> None:
+    ours._AfterImport(shelf, lambda module: module.no_such_name)
+    assert importlib.import_module(shelf).pages == []
+    assert "shelf.book is imported without" in caplog.text
+    assert "no_such_name" in caplog.text

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -313,14 +313,14 @@ def patch(*, any_version: bool = False) -> Patch:
     the process that calls it; verl's trainer has its own under Ray. Raises RuntimeError for a version of verl that the
     functions were not checked against, unless `any_version`.
     """
-    check_version("verl", CHECKED_VERSIONS, any_version)
+    check_version("verl", CHECKED_VERSIONS, any_version, later_patches=True, extra="verl")
     _watch_v1()
     return _RegistryPatch("verl", dict(zip(_originals(), _DROP_INS, strict=True)))
 
 
 @functools.cache
 def _originals() -> tuple[Any, ...]:
-    """verl's own functions; of the first patch, before which no others are there."""
+    """verl's own functions, as they are before any patch."""
     core_algos = importlib.import_module(_CORE)
     return tuple(getattr(core_algos, new.__name__) for new in _DROP_INS)
 
@@ -349,6 +349,8 @@ class _RegistryPatch(Patch):
 
 
 def _register(core_algos: ModuleType) -> None:
+    if sys.modules.get(_CORE) is core_algos:
+        _originals.cache_clear()  # a reloaded module has functions of its own
     for name, estimator in ESTIMATORS.items():
         core_algos.register_adv_est(name)(estimator)
 
@@ -377,8 +379,18 @@ def _fetched_rewards(queue: Any, batch: Any, keys: Sequence[str]) -> Iterator[No
     # compute_score's values are in a field together; those of a colocated reward model have a field each.
     rows = [getattr(row, "data", row) for row in fields["extra_fields"]]
     scored = [row.get("reward_extra_info", {}) for row in rows]
-    values = {key: fields[key] for key in keys if key in fields.keys()}  # noqa: SIM118, a TensorDict
-    values |= {key: [row[key] for row in scored] for key in keys if all(key in row for row in scored)}
+    values = {}
+    for key in keys:
+        lacking = [row for row, scores in enumerate(scored) if key not in scores]
+        if not lacking:
+            values[key] = [scores[key] for scores in scored]
+        elif len(lacking) < len(scored):  # a field of this name is then the data set's, not a reward
+            raise ValueError(
+                f"algorithm.gdpo_reward_keys: expected {key} in what compute_score returns for each row, got none for "
+                f"{len(lacking)} of {len(scored)} rows, the first of them row {lacking[0]}"
+            )
+        elif key in fields.keys():  # noqa: SIM118, a TensorDict
+            values[key] = fields[key]
     token = _rewards.set(values)
     try:
         yield
@@ -387,36 +399,53 @@ def _fetched_rewards(queue: Any, batch: Any, keys: Sequence[str]) -> Iterator[No
 
 
 class _AfterImport(MetaPathFinder):
-    """Calls `then(module)` when `name` has been imported."""
+    """Calls `then(module)` whenever `name` has been executed: imported, or reloaded. Its errors are logged."""
 
     def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
         self._name, self._then = name, then
-        module = sys.modules.get(name)
-        if module is None:
-            sys.meta_path.insert(0, self)
-        else:
-            then(module)
+        self._asks_others = False
+        sys.meta_path.insert(0, self)
+        if name in sys.modules:
+            self._call(sys.modules[name])
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, path, target) if fullname == self._name else None
-        if spec is None or spec.loader is None:
+        if fullname != self._name or self._asks_others:
             return None
-        execute = spec.loader.exec_module
+        self._asks_others = True  # those that ask all finders in turn, as this one does, come back here
+        try:
+            others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+            specs = (finder.find_spec(fullname, path, target) for finder in others)
+            spec = next((found for found in specs if found is not None), None)
+        finally:
+            self._asks_others = False
+        loader = spec.loader if spec is not None else None
+        if loader is None or not hasattr(loader, "exec_module"):
+            return spec
+        execute, own = loader.exec_module, vars(loader).get("exec_module")
 
         def execute_then(module: ModuleType) -> None:
+            if own is None:
+                del loader.exec_module  # a module's loader can be pickled
+            else:
+                loader.exec_module = own  # type: ignore[method-assign]
             execute(module)
-            sys.meta_path.remove(self)
-            self._then(module)
+            self._call(module)
 
-        spec.loader.exec_module = execute_then  # type: ignore[method-assign]
+        loader.exec_module = execute_then  # type: ignore[method-assign]
         return spec
+
+    def _call(self, module: ModuleType) -> None:
+        try:
+            self._then(module)
+        except Exception:
+            logging.getLogger(__name__).exception("%s is imported without what morlfast does to it", self._name)
 
 
 def _plug_in() -> None:
     if importlib.util.find_spec("verl") is None:
         return
     try:
-        check_version("verl", CHECKED_VERSIONS, any_version=False)
+        check_version("verl", CHECKED_VERSIONS, any_version=False, later_patches=True)
     except RuntimeError as error:
         logging.getLogger(__name__).warning("%s; morlfast_grpo and the others are not registered", error)
         return
