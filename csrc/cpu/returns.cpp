@@ -414,6 +414,7 @@ struct GaeRows {
   static constexpr int kChains = decoupled ? 2 : 1;
 
   const GaeInputs& in;
+  const MatrixView& returns_lam;
   const std::vector<double>& behind;  // of each segment
   int64_t columns;
   T *advantages, *returns;
@@ -480,7 +481,7 @@ struct GaeRows {
     discount(in.lam, row, column, count, mask, done, a);
     if constexpr (decoupled) {
       std::copy(x, x + count, chains[1].x[lane]);
-      discount(*in.returns_lam, row, column, count, mask, done, chains[1].a[lane]);
+      discount(returns_lam, row, column, count, mask, done, chains[1].a[lane]);
     }
   }
 
@@ -642,9 +643,9 @@ void gae(const GaeInputs& inputs, int64_t rows, int64_t columns, Dtype result, v
     using T = decltype(zero);
     auto *advantage = static_cast<T*>(advantages), *both = static_cast<T*>(returns);
     if (inputs.returns_lam)
-      scan(GaeRows<T, true>{inputs, behind, columns, advantage, both}, cut);
+      scan(GaeRows<T, true>{inputs, *inputs.returns_lam, behind, columns, advantage, both}, cut);
     else
-      scan(GaeRows<T, false>{inputs, behind, columns, advantage, both}, cut);
+      scan(GaeRows<T, false>{inputs, inputs.lam, behind, columns, advantage, both}, cut);
   });
 }
 
