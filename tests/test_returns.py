@@ -442,6 +442,19 @@ def test_carried_numbers_are_those_of_verl():
     same(got.returns, expected + values)
 
 
+def test_openrlhf_steps_through_holes():
+    """The formula of OpenRLHF 0.11.2's get_advantages_and_returns, which multiplies and scans every token."""
+    rewards, values, mask = normal(5, 12), normal(5, 12, seed=1), flags(5, 12).long()
+    r, v = rewards * mask, values * mask
+    following = trace = torch.zeros(5, dtype=F64)
+    expected = torch.zeros(5, 12, dtype=F64)
+    for t in reversed(range(12)):
+        trace = expected[:, t] = r[:, t] + 0.99 * following - v[:, t] + 0.99 * 0.95 * trace
+        following = v[:, t]
+    same(gae(r, v, gamma=0.99, lam=0.95).advantages, expected)
+    assert not torch.allclose(gae(rewards, values, gamma=0.99, lam=0.95, mask=mask).advantages, expected * mask)
+
+
 def test_reinforce_plus_plus_returns_skip_observations():
     rewards, mask = torch.tensor([[1.0, 5.0, 2.0, 4.0]]), torch.tensor([[1, 0, 1, 1]])
     got = discounted_returns(rewards, 0.5, mask=mask)
@@ -620,6 +633,38 @@ def test_any_strides_and_untouched_inputs():
     assert torch.equal(a, kept[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_masks_that_the_operators_do_not_read(dtype):
+    x, mask = normal(3, 5), flags(3, 5)
+    odd = mask.to(dtype)
+    assert torch.equal(linear_scan(x, 0.9, mask=odd), linear_scan(x, 0.9, mask=mask))
+    assert torch.equal(whiten(x, odd), whiten(x, mask))
+    for one, two in zip(
+        gae(x, x, mask=odd, terminated=odd, done=odd, finished=odd[:, 0]),
+        gae(x, x, mask=mask, terminated=mask, done=mask, finished=mask[:, 0]),
+        strict=True,
+    ):
+        assert torch.equal(one, two)
+    assert torch.equal(turn_returns(x, odd, mask=odd), turn_returns(x, mask, mask=mask))
+
+
+def test_pythons_floats_are_doubles():
+    r, v = normal(1, 5), normal(1, 5, seed=1)
+    row = [[0.1, 0.2, 0.3, 0.4, 0.7]]
+    tensor = torch.tensor(row, dtype=F64)
+    for number in (0.95, [0.95], [[0.95] * 5], np.array([0.95])):
+        assert torch.equal(gae(r, v, lam=number).advantages, gae(r, v, lam=0.95).advantages)
+        assert torch.equal(linear_scan(r, number), linear_scan(r, 0.95))
+    exact = torch.tensor([0.1], dtype=F64)
+    assert torch.equal(gae(r, v, bootstrap=[0.1]).returns, gae(r, v, bootstrap=exact).returns)
+    assert torch.equal(linear_scan(r, 0.5, [16_777_217]), linear_scan(r, 0.5, np.array([16_777_217])))
+    assert torch.equal(gae(r, v, next_values=row).returns, gae(r, v, next_values=tensor).returns)
+    assert torch.equal(v_trace(r, v, row).targets, v_trace(r, v, tensor).targets)
+    shaped = kl_shaped_rewards([0.1], r, tensor)
+    assert torch.equal(kl_shaped_rewards(exact, r, row), shaped)
+    assert gae(r.float(), v.float(), lam=[0.95]).advantages.dtype == torch.float32
+
+
 # Gradients.
 
 
@@ -659,6 +704,50 @@ def test_gradients_of_turns_and_shaped_rewards():
     assert torch.autograd.gradcheck(lambda r, g: turn_returns(r, ends, g, mask=mask), (rewards, gamma))
     inputs = [x.requires_grad_() for x in (normal(3), normal(3, 6), normal(3, 6, seed=1))]
     assert torch.autograd.gradcheck(lambda *x: kl_shaped_rewards(*x, mask=mask), inputs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"terminated": [[0, 1, 0, 0]]},
+        {"terminated": [[0, 1, 0, 0]], "mask": [[1, 1, 0, 1]]},
+        {"done": [[0, 1, 0, 0]], "next_values": [[0.5, 0.5, NAN, NAN]]},
+        {"mask": [[1, 1, 0, 0]], "next_values": [[0.5, 0.5, NAN, INF]]},
+        {"mask": [[1, 1, 0, 0]]},
+    ],
+)
+@pytest.mark.parametrize("odd", [[0.5, 0.5, NAN, 0.5], [0.5, 0.5, 0.5, NAN], [0.5, 0.5, INF, NAN]])
+def test_gradients_of_gamma_and_lambda_see_nothing_behind_an_end_or_outside_the_mask(options, odd):
+    def slopes(values, **options):
+        inputs = [torch.tensor(x, dtype=F64, requires_grad=True) for x in (0.9, 0.8)]
+        values = torch.tensor([values], dtype=F64, requires_grad=True)
+        got = gae(torch.ones(1, 4, dtype=F64), values, gamma=inputs[0], lam=inputs[1], returns_lam=inputs[1], **options)
+        return torch.autograd.grad((got.advantages + got.returns)[0, :2].sum(), [*inputs, values])
+
+    clean = {"next_values": [[0.5, 0.5, 0.5, 0.5]]} if "next_values" in options else {}
+    for one, two in zip(slopes(odd, **options), slopes([0.5] * 4, **(options | clean)), strict=True):
+        assert not two.isnan().any()
+        assert torch.equal(one, two)
+
+
+def test_gradients_of_a_learned_discount_see_nothing_behind_an_end():
+    gamma = torch.tensor(0.9, dtype=F64, requires_grad=True)
+    rewards = torch.tensor([[1.0, 2.0, NAN, NAN]], dtype=F64)
+    got = discounted_returns(rewards, gamma, done=torch.tensor([[0, 1, 0, 0]]))
+    assert torch.autograd.grad(got[0, :2].sum(), gamma)[0].item() == 2
+
+
+def test_equal_advantages_are_the_states_own_and_so_is_their_gradient():
+    streams = [normal(2, 3, seed=k % 2).requires_grad_() for k in range(4)]
+    got = dual_critic_advantages(*streams)
+    assert not got.from_post.any()
+    got.advantages.sum().backward()
+    assert streams[0].grad.any()
+    assert not streams[2].grad.any()
+    for k in (0, 2):
+        odd = [x.detach().clone() for x in streams]
+        odd[k][0, 2] = NAN
+        assert dual_critic_advantages(*odd).advantages.isnan().tolist() == [[True] * 3, [False] * 3]
 
 
 def test_a_second_derivative_raises():
@@ -722,7 +811,17 @@ def test_compiles_without_a_break():
         (lambda: whiten(torch.ones(1, 2), convention="x"), ValueError, "convention: expected one of bessel"),
         (lambda: whiten(torch.ones(1, 2), eps=-1.0), ValueError, "eps: expected a number >= 0"),
         (lambda: whiten(torch.ones(1, 2), outside="carry"), ValueError, 'outside: expected "zero" or "whiten"'),
-        (lambda: length_adaptive_lambda([1], alpha=0.0), ValueError, "alpha: expected a number > 0"),
+        (lambda: length_adaptive_lambda([1], alpha=0.0), ValueError, "alpha: expected a finite number > 0"),
+        (lambda: length_adaptive_lambda([5, 0], alpha=INF), ValueError, "alpha: expected a finite number > 0"),
+        (lambda: length_adaptive_lambda([5 + 1j]), TypeError, "lengths: expected real numbers"),
+        (lambda: whiten(torch.ones(1, 2), convention=["bessel"]), ValueError, "convention: expected one of bessel"),
+        (lambda: v_trace(X, A, X, terminated=X[:3]), ValueError, "terminated: expected the shape of rewards"),
+        (lambda: v_trace(X, A, X, done=X[:3]), ValueError, "done: expected the shape of rewards"),
+        (lambda: dual_critic_advantages(X, X, X[:3], X), ValueError, "post_rewards: expected the shape of rewards"),
+        (lambda: dual_critic_advantages(X, X, X, X[:3]), ValueError, "post_values: expected the shape of rewards"),
+        (lambda: dual_critic_advantages(X, X, X, X[0]), ValueError, r"post_values: expected shape \(N, T\)"),
+        (lambda: gae(X, X, lam=np.array([1j])), TypeError, "lam: expected real numbers"),
+        (lambda: gae(X, X, finished=X[:, 0] * 1j), TypeError, "finished: expected bool, integers"),
         (lambda: v_trace(X, A, X, max_c=-1.0), ValueError, "max_c: expected a number >= 0"),
         (lambda: v_trace(X, A, X, bootstrap="repeat_last"), TypeError, "bootstrap: expected a tensor"),
         (lambda: turn_returns(X, None), TypeError, "turn_ends: expected a mask"),
@@ -751,3 +850,29 @@ def test_operators_check_memory_themselves(arguments, error):
     name, *rest = arguments
     with pytest.raises(error, match="expected"):
         getattr(torch.ops.morlfast, name)(*rest)
+
+
+META = X.to("meta")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("linear_scan", (X, META), "a: expected the device of x"),
+        ("linear_scan", (META, A), "a: expected the device of x"),
+        ("linear_scan", (X, A, META[:, 0]), "initial: expected the device of x"),
+        ("linear_scan", (META, META[:4]), "a: expected the rows and columns of x"),
+        ("linear_scan", (META, META, META), "initial: expected the rows and columns of x"),
+        ("linear_scan", (META, META, None, META[:, :6]), "mask: expected the rows and columns of x"),
+        ("linear_scan", (META[0], META), r"x: expected shape \(N, T\)"),
+        ("gae", (X, META), "values: expected the device of rewards"),
+        ("gae", (X, X, 1.0, 1.0, None, None, META), "lams: expected the device of rewards"),
+        ("gae", (META, META[:, :6]), "values: expected the rows and columns of rewards"),
+        ("gae", (META, META, 1.0, 1.0, None, None, META[:4, 0]), "lams: expected the rows and columns of rewards"),
+        ("whiten", (X, META), "mask: expected the device of values"),
+        ("whiten", (META, META[:, 0]), "mask: expected the rows and columns of values"),
+    ],
+)
+def test_fakes_check_devices_and_shapes(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(torch.ops.morlfast, name)(*arguments)

@@ -17,6 +17,7 @@ if not hasattr(Tensor, "__dlpack_c_exchange_api__"):
     raise ImportError(f"morlfast needs torch >= 2.10 (DLPack exchange API), found torch {torch.__version__}")
 
 from morlfast import _C
+from morlfast._arguments import same_device
 
 _library = torch.library.Library("morlfast", "DEF")
 for _name, _schema in _C.schemas.items():
@@ -127,16 +128,58 @@ def _fake_group_rows(rows: Tensor) -> Tensor:
     return rows.new_empty(rows.shape[:1], dtype=torch.int64)
 
 
-def _fake_linear_scan(x: Tensor, *others: object, **options: object) -> Tensor:
+def _check_like(name: str, matrix: Tensor, dims: tuple[int, ...], **others: Tensor | None) -> None:
+    """Devices and shapes as the kernels check them: with a tensor of the device meta among its arguments an operator
+    runs its fake, whose results are memory of the first argument's device."""
+    torch._check_value(matrix.dim() == 2, lambda: f"{name}: expected shape (N, T), got {tuple(matrix.shape)}")
+    for other, tensor in others.items():
+        if tensor is None:
+            continue
+        same_device(name, matrix, other, tensor)
+        shape, wanted = tensor.shape, matrix.shape
+        torch._check_value(
+            len(shape) in dims and all(size == own for size, own in zip(shape, wanted, strict=False)),
+            lambda other=other, shape=shape: f"{other}: expected the rows and columns of {name}, got {tuple(shape)}",
+        )
+
+
+def _fake_linear_scan(
+    x: Tensor, a: Tensor, initial: Tensor | None = None, mask: Tensor | None = None, *options: object, **named: object
+) -> Tensor:
+    _check_like("x", x, (1, 2), a=a)
+    _check_like("x", x, (1,), initial=initial)
+    _check_like("x", x, (2,), mask=mask)
     return x.new_empty(x.shape)
 
 
-def _fake_gae(rewards: Tensor, values: Tensor, *others: object, **options: object) -> tuple[Tensor, Tensor]:
+def _fake_gae(
+    rewards: Tensor,
+    values: Tensor,
+    gamma: float = 1.0,
+    lam: float = 1.0,
+    returns_lam: float | None = None,
+    gammas: Tensor | None = None,
+    lams: Tensor | None = None,
+    returns_lams: Tensor | None = None,
+    mask: Tensor | None = None,
+    terminated: Tensor | None = None,
+    done: Tensor | None = None,
+    next_values: Tensor | None = None,
+    bootstrap: Tensor | None = None,
+    finished: Tensor | None = None,
+    *options: object,
+    **named: object,
+) -> tuple[Tensor, Tensor]:
+    _check_like("rewards", rewards, (2,), values=values, mask=mask, terminated=terminated, done=done)
+    _check_like("rewards", rewards, (2,), next_values=next_values)
+    _check_like("rewards", rewards, (1, 2), gammas=gammas, lams=lams, returns_lams=returns_lams)
+    _check_like("rewards", rewards, (1,), bootstrap=bootstrap, finished=finished)
     dtype = torch.promote_types(rewards.dtype, values.dtype)
     return rewards.new_empty(rewards.shape, dtype=dtype), rewards.new_empty(rewards.shape, dtype=dtype)
 
 
-def _fake_whiten(values: Tensor, *others: object, **options: object) -> Tensor:
+def _fake_whiten(values: Tensor, mask: Tensor | None = None, *options: object, **named: object) -> Tensor:
+    _check_like("values", values, (2,), mask=mask)
     return values.new_empty(values.shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from morlfast._arguments import as_bool, as_floating, as_number, as_tensor, same
 Outside = Literal["zero", "carry"]
 Convention = Literal["bessel", "population"]
 
+_UNREAD = {torch.uint16, torch.uint32, torch.uint64}  # dtypes of masks that the operators do not read
 _CONVENTIONS = {"bessel": (1e-8, 1, 1), "population": (1e-4, 2, 0)}  # eps, what it is added to, ddof
 
 
@@ -279,7 +281,7 @@ def gae(
     valid, ends = (_flags(x, name, rewards, "rewards") for x, name in ((mask, "mask"), (terminated, "terminated")))
     cuts = ends if done is None else _flags(done, "done", rewards, "rewards")
     if next_values is not None:
-        next_values = _matrix(next_values, "next_values")
+        next_values = _matrix(next_values, "next_values", rewards)
         _same_shape(next_values, "next_values", rewards, "rewards")
         if finished is not None or not (isinstance(bootstrap, str) and bootstrap == "zero"):
             raise ValueError("bootstrap, finished: expected neither with next_values, which say what lies behind")
@@ -289,9 +291,8 @@ def gae(
             raise ValueError(f'bootstrap: expected "zero", "repeat_last" or a tensor, got {bootstrap!r}')
         repeat_last, bootstrap = bootstrap == "repeat_last", None
     behind = _one_a_row(bootstrap, "bootstrap", rewards, "rewards")
-    over = None
-    if finished is not None:
-        over = finished if isinstance(finished, Tensor) else as_tensor(finished, "finished", device=rewards.device)
+    over = None if finished is None else _as_flags(finished, "finished", rewards)
+    if over is not None:
         _check_rows(over, "finished", rewards, "rewards")
     carry = _carries(outside)
     tensors = (rewards, values, gammas[1], lams[1], own and own[1], next_values, behind)
@@ -303,20 +304,20 @@ def gae(
         *_ops.gae(
             rewards,
             values,
-            gammas[0],
-            lams[0],
-            own and own[0],
-            gammas[1],
-            lams[1],
-            own and own[1],
-            valid,
-            ends,
-            cuts,
-            next_values,
-            behind,
-            over,
-            repeat_last,
-            carry,
+            gamma=gammas[0],
+            lam=lams[0],
+            returns_lam=own and own[0],
+            gammas=gammas[1],
+            lams=lams[1],
+            returns_lams=own and own[1],
+            mask=valid,
+            terminated=ends,
+            done=cuts,
+            next_values=next_values,
+            bootstrap=behind,
+            finished=over,
+            repeat_last=repeat_last,
+            carry=carry,
         )
     )
 
@@ -342,11 +343,13 @@ def length_adaptive_lambda(lengths: Any, alpha: float = 0.05) -> Tensor:
     tensor([0.0000, 0.8000, 0.9800], dtype=torch.float64)
     """
     tensor = lengths if isinstance(lengths, Tensor) else as_tensor(lengths, "lengths")
+    if tensor.dtype.is_complex:
+        raise TypeError(f"lengths: expected real numbers, got {tensor.dtype}")
     if tensor.dim() not in (1, 2):
         raise ValueError(f"lengths: expected shape (N,) or a mask (N, T), got {tuple(tensor.shape)}")
     alpha = as_number(alpha, "alpha")
-    if not alpha > 0:
-        raise ValueError(f"alpha: expected a number > 0, got {alpha!r}")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"alpha: expected a finite number > 0, got {alpha!r}")
     counts = tensor if tensor.dim() == 1 else (tensor != 0).sum(1)
     return 1 - 1 / (alpha * counts.to(torch.float64)).clamp(min=1.0)
 
@@ -365,7 +368,7 @@ def dual_critic_advantages(
 
     Returns:
         DualCriticGAE(advantages, returns, post_returns, from_post), (N, T) each. Equal advantages count as the states'
-        own; a NaN in either gives NaN. Differentiable as `gae`. O(N T).
+        own, their gradient too; a NaN in either gives NaN. Differentiable as `gae`. O(N T).
 
     Raises: as `gae`.
 
@@ -374,15 +377,15 @@ def dual_critic_advantages(
     >>> dual_critic_advantages(torch.tensor([[3.0]]), [[2.0]], torch.tensor([[2.5]]), [[2.2]]).advantages
     tensor([[1.]])
     """
+    rewards, values = _matrix(rewards, "rewards"), _matrix(values, "values")
+    post_rewards, post_values = _matrix(post_rewards, "post_rewards"), _matrix(post_values, "post_values")
+    for name, tensor in (("values", values), ("post_rewards", post_rewards), ("post_values", post_values)):
+        _same_shape(tensor, name, rewards, "rewards")
     own = gae(rewards, values, gamma=gamma, lam=lam, **options)
     post = gae(post_rewards, post_values, gamma=gamma, lam=lam, **options)
-    _same_shape(post.advantages, "post_rewards", own.advantages, "rewards")
-    return DualCriticGAE(
-        torch.maximum(own.advantages, post.advantages),
-        own.returns,
-        post.returns,
-        post.advantages > own.advantages,
-    )
+    from_post = post.advantages > own.advantages
+    larger = torch.where(from_post | post.advantages.isnan(), post.advantages, own.advantages)
+    return DualCriticGAE(larger, own.returns, post.returns, from_post)
 
 
 def v_trace(
@@ -428,7 +431,7 @@ def v_trace(
     tensor([[0.5001, 0.5001]])
     """
     rewards, values = _matrix(rewards, "rewards").detach(), _matrix(values, "values").detach()
-    ratios = _matrix(log_ratios, "log_ratios").detach()
+    ratios = _matrix(log_ratios, "log_ratios", rewards).detach()
     _same_shape(values, "values", rewards, "rewards")
     _same_shape(ratios, "log_ratios", rewards, "rewards")
     limits = {"max_rho": max_rho, "max_c": max_c, "max_pg_rho": max_pg_rho}
@@ -444,7 +447,8 @@ def v_trace(
         trace = ratios.clamp(max=max_c)
         for name, factor in (("gamma", gamma), ("lam", lam)):
             trace = trace * _column(*_factor(factor, name, rewards, "rewards"), rewards)
-        cuts = _flags(terminated if done is None else done, "done", rewards, "rewards")
+        cuts, name = (terminated, "terminated") if done is None else (done, "done")
+        cuts = _flags(cuts, name, rewards, "rewards")
         if cuts is not None:
             trace = torch.where(cuts != 0, 0.0, trace)
         delta = gae(rewards, v, **one_step).advantages * ratios.clamp(max=max_rho)
@@ -482,7 +486,8 @@ def kl_shaped_rewards(
     >>> kl_shaped_rewards([3.0], torch.tensor([[-1.0, -2.0]]), torch.tensor([[-2.0, -2.0]]), beta=0.5)
     tensor([[-0.5000,  3.0000]])
     """
-    log_probs, ref_log_probs = _matrix(log_probs, "log_probs"), _matrix(ref_log_probs, "ref_log_probs")
+    log_probs = _matrix(log_probs, "log_probs")
+    ref_log_probs = _matrix(ref_log_probs, "ref_log_probs", log_probs)
     _same_shape(ref_log_probs, "ref_log_probs", log_probs, "log_probs")
     score = _one_a_row(scores, "scores", log_probs, "log_probs")
     if score is None:
@@ -539,7 +544,7 @@ def whiten(
     """
     values = _matrix(values, "values")
     valid = _flags(mask, "mask", values, "values")
-    if convention not in _CONVENTIONS:
+    if not isinstance(convention, str) or convention not in _CONVENTIONS:
         raise ValueError(f"convention: expected one of {', '.join(_CONVENTIONS)}, got {convention!r}")
     constant, eps_to, ddof = _CONVENTIONS[convention]
     if eps is not None:
@@ -557,11 +562,20 @@ def whiten(
 # --- arguments ---
 
 
-def _matrix(values: Any, name: str) -> Tensor:
-    tensor = as_floating(values, name)
+def _matrix(values: Any, name: str, like: Tensor | None = None) -> Tensor:
+    """With `like` what only goes with it, and does not decide the result's dtype."""
+    tensor = as_floating(values, name) if like is None else _auxiliary(values, name, like)
     if tensor.dim() != 2:
         raise ValueError(f"{name}: expected shape (N, T), got {tuple(tensor.shape)}")
     return tensor
+
+
+def _auxiliary(values: Any, name: str, like: Tensor) -> Tensor:
+    """Floating point on the device of `like`; what is not yet becomes float64: Python's floats are doubles."""
+    if isinstance(values, Tensor):
+        return as_floating(values, name)
+    tensor = as_tensor(values, name, device=like.device, dtype=None if hasattr(values, "dtype") else torch.float64)
+    return as_floating(tensor, name) if tensor.is_floating_point() or tensor.dtype.is_complex else tensor.double()
 
 
 def _same_shape(tensor: Tensor, name: str, like: Tensor, like_name: str) -> None:
@@ -574,19 +588,22 @@ def _flags(flags: Any, name: str, like: Tensor, like_name: str) -> Tensor | None
     """A mask as it is: nonzero counts."""
     if flags is None:
         return None
+    tensor = _as_flags(flags, name, like)
+    _same_shape(tensor, name, like, like_name)
+    return tensor
+
+
+def _as_flags(flags: Any, name: str, like: Tensor) -> Tensor:
     tensor = flags if isinstance(flags, Tensor) else as_tensor(flags, name, device=like.device)
     if tensor.dtype.is_complex:
         raise TypeError(f"{name}: expected bool, integers or floating point, got {tensor.dtype}")
-    _same_shape(tensor, name, like, like_name)
-    return tensor.detach()
+    return tensor != 0 if tensor.dtype in _UNREAD else tensor.detach()
 
 
 def _one_a_row(values: Any, name: str, like: Tensor, like_name: str) -> Tensor | None:
     if values is None:
         return None
-    if not isinstance(values, Tensor):
-        values = as_tensor(values, name, device=like.device)
-    tensor = as_floating(values, name)
+    tensor = _auxiliary(values, name, like)
     _check_rows(tensor, name, like, like_name)
     return tensor
 
@@ -601,9 +618,7 @@ def _factor(value: Any, name: str, like: Tensor, like_name: str) -> tuple[float,
     """A number, or a tensor (N,) or (N, T) instead of it."""
     if not isinstance(value, Tensor) and not hasattr(value, "__len__"):
         return as_number(value, name), None
-    if not isinstance(value, Tensor):
-        value = as_tensor(value, name, device=like.device)
-    tensor = as_floating(value, name)
+    tensor = _auxiliary(value, name, like)
     n, t = like.shape
     if tensor.dim() == 0:
         tensor = tensor.expand(n)
@@ -664,13 +679,13 @@ def _differentiable_gae(
         following = _behind(held, True, behind)
     else:
         following = next_values.double()
-    discounted = _column(*gamma, rewards) * following
+    discounted = _product(_column(*gamma, rewards), following)
     if terminated is not None:
         discounted = torch.where(terminated != 0, 0.0, discounted)
     delta = torch.where(on, r + discounted - v, 0.0)
 
     def trace(factor: tuple[float, Tensor | None]) -> Tensor:
-        decay = (_column(*gamma, rewards) * _column(*factor, rewards)).expand(delta.shape)
+        decay = _product(_column(*gamma, rewards), _column(*factor, rewards)).expand(delta.shape)
         if done is not None:
             decay = torch.where(done != 0, 0.0, decay)
         y = _scan(delta, torch.where(on, decay, 1.0), None)
@@ -701,7 +716,8 @@ class _LinearScan(torch.autograd.Function):
             s = _OnceDifferentiable.apply(s, grad, a, y)  # type: ignore[no-untyped-call]
         grad_a = grad_initial = None
         if ctx.needs_input_grad[1]:
-            grad_a = (s * _behind(y, ctx.reverse, initial)).to(a.dtype)
+            # Behind a cut s is 0 and y may be NaN, which nothing before the cut depends on.
+            grad_a = torch.where(s != 0, s * _behind(y, ctx.reverse, initial), 0.0).to(a.dtype)
         if ctx.needs_input_grad[2]:
             first = slice(-1, None) if ctx.reverse else slice(0, 1)  # the token that reads it
             grad_initial = (s[:, first] * a[:, first]).sum(1).to(initial.dtype)
@@ -718,6 +734,29 @@ class _OnceDifferentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError("linear_scan is differentiable once; its second derivative is not implemented")
+
+
+class _Product(torch.autograd.Function):
+    """a b; what no gradient asks for has none, not even where the other factor is NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return a * b
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(
+            torch.where(grad != 0, grad * other, 0.0).sum_to_size(own.shape) if needed else None
+            for needed, own, other in zip(
+                ctx.needs_input_grad, ctx.saved_tensors, reversed(ctx.saved_tensors), strict=True
+            )
+        )
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    y: Tensor = _Product.apply(a, b)  # type: ignore[no-untyped-call]
+    return y
 
 
 def _scan(x: Tensor, a: Tensor, initial: Tensor | None, reverse: bool = True) -> Tensor:
