@@ -1,6 +1,7 @@
 #include "morlfast/advantages.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
@@ -160,10 +161,10 @@ class Rewards {
     if (matrix_.column_stride != 1) return kNan;
     const T* row = matrix_.data + i * matrix_.row_stride;
     Lanes lanes;
-    int64_t k = 0;
-    for (; k + Lanes::kCount <= m; k += Lanes::kCount)
-      for (int64_t lane = 0; lane < Lanes::kCount; ++lane) lanes.sums[lane] += static_cast<double>(row[k + lane]);
-    for (int64_t lane = 0; k + lane < m; ++lane) lanes.sums[lane] += static_cast<double>(row[k + lane]);
+    if constexpr (std::is_same_v<T, float>)
+      simd().add_to_lanes(row, m, lanes.sums);
+    else
+      for (int64_t k = 0; k < m; ++k) lanes.sums[k % Lanes::kCount] += static_cast<double>(row[k]);
     return m > 0 ? lanes.total() : kNan;
   }
 
@@ -433,18 +434,19 @@ void each_group(const Problem& p, int64_t columns, const std::vector<Moments>& b
 
 /// s_i = sum over the scored objectives of w_k values[k], NaN without any.
 double weighted_sum(const Problem& p, const double* weights, const double* values) {
-  Lanes sums, counts;
+  Lanes lanes;
+  uint64_t any = p.rules.nan == NanRewards::skip_reward;
   const auto add = [&](int64_t lane, int64_t k) {
     const bool scored = values[k] == values[k];
-    sums.sums[lane] += scored ? weights[k] * values[k] : 0;
-    counts.sums[lane] += scored ? 1 : 0;
+    lanes.sums[lane] += scored ? weights[k] * values[k] : 0;
+    any |= scored;
   };
   int64_t k = 0;
   for (; k + Lanes::kCount <= p.m; k += Lanes::kCount)
     for (int64_t lane = 0; lane < Lanes::kCount; ++lane) add(lane, k + lane);
   for (int64_t lane = 0; k + lane < p.m; ++lane) add(lane, k + lane);
-  if (counts.total() == 0 && p.rules.nan != NanRewards::skip_reward) return kNan;
-  const double sum = sums.total();
+  if (any == 0) return kNan;
+  const double sum = p.m == 1 ? lanes.sums[0] : lanes.total();
   return std::isnan(sum) ? kInfinity : sum;
 }
 
@@ -539,11 +541,8 @@ void each_piece(const MatrixView& mask, int64_t row, int64_t tokens, const Visit
 void count_tokens(const MatrixView& mask, int64_t rows, int64_t tokens, int64_t* counts) {
   parallel_for(rows, rows * tokens >= 65536, [&](int64_t i) {
     counts[i] = 0;
-    each_piece(mask, i, tokens, [&](int64_t, const uint8_t* flags, int64_t count) {
-      int32_t set = 0;
-      for (int64_t t = 0; t < count; ++t) set += flags[t] != 0;
-      counts[i] += set;
-    });
+    each_piece(mask, i, tokens,
+               [&](int64_t, const uint8_t* flags, int64_t count) { counts[i] += simd().count_flags(flags, count); });
   });
 }
 
@@ -551,10 +550,15 @@ void count_tokens(const MatrixView& mask, int64_t rows, int64_t tokens, int64_t*
 template <class T>
 void spread(const double* scores, const MatrixView& mask, int64_t n, int64_t tokens, T* advantages) {
   parallel_for(n, n * tokens >= 65536, [&](int64_t i) {
-    const T own = advantage_of<T>(scores[i]), none{};
+    const T own = advantage_of<T>(scores[i]);
     each_piece(mask, i, tokens, [&](int64_t first, const uint8_t* flags, int64_t count) {
       T* out = advantages + i * tokens + first;
-      for (int64_t t = 0; t < count; ++t) out[t] = flags[t] ? own : none;
+      if constexpr (sizeof(T) == 2)
+        simd().select_16(std::bit_cast<uint16_t>(own), flags, count, reinterpret_cast<uint16_t*>(out));
+      else if constexpr (sizeof(T) == 4)
+        simd().select_32(std::bit_cast<uint32_t>(own), flags, count, reinterpret_cast<uint32_t*>(out));
+      else
+        simd().select_64(std::bit_cast<uint64_t>(own), flags, count, reinterpret_cast<uint64_t*>(out));
     });
   });
 }

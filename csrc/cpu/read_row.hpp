@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "morlfast/elements.hpp"
+#include "simd.hpp"
 
 namespace morlfast {
 
@@ -34,16 +35,21 @@ inline const uint8_t* read_mask(const MatrixView& view, int64_t row, int64_t col
     const S* source = static_cast<const S*>(view.data) + row * view.row_stride + column * view.column_stride;
     if constexpr (std::is_same_v<S, uint8_t>)
       if (view.column_stride == 1) return source;
-    const auto flag = [](S value) -> uint8_t {
-      if constexpr (std::is_same_v<S, bfloat16> || std::is_same_v<S, float16>)
-        return (value.bits & 0x7fff) != 0;
-      else
-        return value != 0;
-    };
-    if (view.column_stride == 1)  // a loop of its own: the compiler vectorizes it
-      for (int64_t j = 0; j < count; ++j) buffer[j] = flag(source[j]);
-    else
-      for (int64_t j = 0; j < count; ++j) buffer[j] = flag(source[j * view.column_stride]);
+    // Of a floating-point number all bits but the sign tell whether it is 0.
+    constexpr bool kFloating = !std::is_integral_v<S>;
+    if (view.column_stride == 1) {
+      if constexpr (sizeof(S) == 2) {
+        simd().flags_16(reinterpret_cast<const uint16_t*>(source), count, kFloating ? 0x7fff : 0xffff, buffer);
+        return buffer;
+      } else if constexpr (sizeof(S) == 4) {
+        simd().flags_32(reinterpret_cast<const uint32_t*>(source), count, kFloating ? 0x7fffffff : 0xffffffff, buffer);
+        return buffer;
+      } else if constexpr (sizeof(S) == 8) {
+        simd().flags_64(reinterpret_cast<const uint64_t*>(source), count, ~uint64_t{0} >> kFloating, buffer);
+        return buffer;
+      }
+    }
+    for (int64_t j = 0; j < count; ++j) buffer[j] = static_cast<double>(source[j * view.column_stride]) != 0;
     return buffer;
   });
 }

@@ -50,6 +50,19 @@ struct SimdTable {
   void (*score_keys_64)(const double* advantage, const double* entropy, const uint8_t* valid, int64_t count,
                         uint64_t* keys);
 
+  /// flags[i] = 1 where bits[i] & keep is not 0, else 0
+  void (*flags_16)(const uint16_t* bits, int64_t count, uint16_t keep, uint8_t* flags);
+  void (*flags_32)(const uint32_t* bits, int64_t count, uint32_t keep, uint8_t* flags);
+  void (*flags_64)(const uint64_t* bits, int64_t count, uint64_t keep, uint8_t* flags);
+  /// out[i] = flags[i] ? value : 0
+  void (*select_16)(uint16_t value, const uint8_t* flags, int64_t count, uint16_t* out);
+  void (*select_32)(uint32_t value, const uint8_t* flags, int64_t count, uint32_t* out);
+  void (*select_64)(uint64_t value, const uint8_t* flags, int64_t count, uint64_t* out);
+  /// How many of the flags are not 0.
+  int64_t (*count_flags)(const uint8_t* flags, int64_t count);
+  /// lanes[i % 8] += values[i]
+  void (*add_to_lanes)(const float* values, int64_t count, double* lanes);
+
   // values (rows, m), pivot, centre and divisor (m); a NaN value is not scored.
   /// sum[k] += value - pivot[k] and count[k] += 1 over the scored values
   void (*sum_scored)(const double* values, int64_t rows, int64_t m, const double* pivot, double* sum, double* count);

@@ -282,6 +282,39 @@ void score_keys_64(const double* __restrict advantage, const double* __restrict 
   }
 }
 
+template <class Bits>
+void flags_of(const Bits* __restrict bits, int64_t count, Bits keep, uint8_t* __restrict flags) {
+  for (int64_t i = 0; i < count; ++i) flags[i] = (bits[i] & keep) != 0;
+}
+
+template <class Bits>
+void select_of(Bits value, const uint8_t* __restrict flags, int64_t count, Bits* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = flags[i] != 0 ? value : Bits{0};
+}
+
+int64_t count_flags(const uint8_t* flags, int64_t count) {
+  constexpr int64_t kPiece = 4096;
+  int64_t set = 0;
+  for (int64_t start = 0; start < count; start += kPiece) {
+    const int64_t size = count - start < kPiece ? count - start : kPiece;
+    int32_t found = 0;
+    for (int64_t i = 0; i < size; ++i) found += flags[start + i] != 0;
+    set += found;
+  }
+  return set;
+}
+
+void add_to_lanes(const float* __restrict values, int64_t count, double* __restrict lanes) {
+  constexpr int64_t kCount = 8;
+  double sums[kCount];
+  for (int64_t lane = 0; lane < kCount; ++lane) sums[lane] = lanes[lane];
+  int64_t i = 0;
+  for (; i + kCount <= count; i += kCount)
+    for (int64_t lane = 0; lane < kCount; ++lane) sums[lane] += static_cast<double>(values[i + lane]);
+  for (int64_t lane = 0; i + lane < count; ++lane) sums[lane] += static_cast<double>(values[i + lane]);
+  for (int64_t lane = 0; lane < kCount; ++lane) lanes[lane] = sums[lane];
+}
+
 typedef double Lanes __attribute__((vector_size(kVectorBytes)));
 typedef int64_t Pieces __attribute__((vector_size(kVectorBytes)));
 constexpr int64_t kLanes = kVectorBytes / 8;
@@ -547,6 +580,14 @@ const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {MORLFAST_STRING(MOR
                                                              add_box_volumes,
                                                              score_keys_32,
                                                              score_keys_64,
+                                                             flags_of<uint16_t>,
+                                                             flags_of<uint32_t>,
+                                                             flags_of<uint64_t>,
+                                                             select_of<uint16_t>,
+                                                             select_of<uint32_t>,
+                                                             select_of<uint64_t>,
+                                                             count_flags,
+                                                             add_to_lanes,
                                                              sum_scored,
                                                              sum_squares,
                                                              standardize,
