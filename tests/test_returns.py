@@ -757,6 +757,21 @@ def test_a_second_derivative_raises():
         torch.autograd.grad(grad.sum(), x)
 
 
+def tangent(f, x):
+    with torch.autograd.forward_ad.dual_level():
+        return f(torch.autograd.forward_ad.make_dual(x, x))
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [lambda f, x: torch.func.jvp(f, (x,), (x,)), lambda f, x: torch.func.grad(lambda x: f(x).sum())(x), tangent],
+)
+def test_other_derivatives_raise_and_do_not_vanish(derive):
+    for f in (lambda x: linear_scan(x, 0.9), lambda x: gae(x, x).advantages, lambda x: turn_returns(x, x)):
+        with pytest.raises(RuntimeError, match=r"autograd\.Function|custom Function"):
+            derive(f, normal(2, 3))
+
+
 # torch's machinery.
 
 X, A, M = normal(5, 7), normal(5, 7, seed=1), flags(5, 7)

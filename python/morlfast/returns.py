@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from morlfast import _ops
 from morlfast._arguments import as_bool, as_floating, as_number, as_tensor, same_device
@@ -58,7 +59,8 @@ def linear_scan(
         outside: what tokens outside the mask get: ``"zero"``, or the state that they ``"carry"``.
 
     Returns:
-        (N, T) with the dtype and device of ``x``. Differentiable once in x, a and initial (reverse mode).
+        (N, T) with the dtype and device of ``x``. Differentiable once in x, a and initial (reverse mode, not under
+        `torch.func`).
 
     On the CPU the state is float64. A factor of exactly 0 cuts: nothing behind it matters, not even a NaN or infinity;
     otherwise they spread to the rest of their row, and to no other row. Empty rows are fine. O(N T).
@@ -329,7 +331,7 @@ def length_adaptive_lambda(lengths: Any, alpha: float = 0.05) -> Tensor:
 
     Args:
         lengths: (N,) tokens of each response, or their mask (N, T).
-        alpha: the larger, the less bias.
+        alpha: the larger, the less bias; finite.
 
     Returns:
         (N,) float64 in [0, 1), for `gae`; 0 where alpha times the length is at most 1.
@@ -644,7 +646,11 @@ def _carries(outside: Any) -> bool:
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    there = [x for x in tensors if x is not None]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in there):
+        return True
+    # Forward mode has to meet the autograd.Function, which refuses it: the operator would drop the tangents.
+    return not torch.compiler.is_compiling() and any(forward_ad.unpack_dual(x).tangent is not None for x in there)
 
 
 # --- gradients ---

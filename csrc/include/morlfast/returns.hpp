@@ -12,7 +12,8 @@ namespace morlfast {
 ///
 /// State and arithmetic are float64. A factor of exactly 0 cuts: y_t = x_t whatever comes before it, NaN or not.
 /// A token outside the mask hands the state on as it is; there the result is 0, or with `carry` that state.
-/// Few long rows are cut into pieces (the pieces depend on the sizes only), each scanned twice.
+/// Few long rows are cut into pieces (the pieces depend on the sizes only), each scanned twice; one that the state
+/// enters as an infinity, or whose factors' product overflows, is scanned once more.
 ///
 /// x        (rows, columns), the dtype of y
 /// a        (rows, columns)
