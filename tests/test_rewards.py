@@ -277,7 +277,7 @@ def test_advantages_of_weighted_rewards_are_those_of_the_rewards_with_weights():
     rewards, weights = normal(32, 3, missing=0.5), [0.2, 0.5, 1.0]
     rewards[5] = NAN
     own = group_advantages(weighted_rewards(rewards, weights), group_size=8)
-    close(own, group_advantages(rewards, group_size=8, weights=torch.tensor(weights)), rtol=1e-9)
+    close(own, group_advantages(rewards, group_size=8, weights=torch.tensor(weights, dtype=F64)), rtol=1e-9)
     assert own[5] == 0
 
 
@@ -688,6 +688,51 @@ def test_equal_members_have_no_variance_and_infinite_ones_no_uncertainty():
     assert ensemble_rewards(infinite, "uwo").isnan().all()
 
 
+def test_lists_keep_the_digits_of_pythons_numbers():
+    one = torch.ones(1, 1, dtype=F64)
+    for tenth in ([0.1], np.array([0.1]), torch.tensor([0.1], dtype=F64)):
+        assert weighted_rewards(one, tenth).item() == 0.1
+        assert rubric_rewards(one, max_points=tenth).item() == 10.0
+        assert calibrated_rewards(one, tenth).item() == torch.tensor(0.9, dtype=F64).sigmoid().item()
+    assert target_ratio_rewards(torch.tensor([[0.1, 1e6]], dtype=F64), [0.1, 1.0]).item() == 1000.0
+    assert target_ratio_rewards(torch.tensor([[0.1, 1e6]]), [0.1, 1.0]).item() == 1000.0
+    assert constrained_rewards(one, [[1]], kl=[[0.1]], max_kl=0.1, kl_rule="threshold").item() == 1.0
+    own = torch.tensor([0.5, 0.5], dtype=F64)
+    close(influence_weights(own, [0.1, 0.0], lr=1.0, mu=1.0), torch.tensor([0.1, 0.0], dtype=F64).softmax(0))
+    for dtype in (F32, F64):  # an edge is an edge in the narrower of two dtypes
+        assert points_in_boxes(torch.tensor([[0.1, 0.3]], dtype=dtype), [[0.0, 0.0, 0.1, 0.3]]).all()
+
+
+def test_integer_scores_are_not_rounded():
+    assert best_of_n(torch.tensor([2**24, 2**24 + 1])) == best_of_n([2**24, 2**24 + 1]) == 1
+    assert best_of_n([0.1, 0.1 + 1e-12]) == 1
+
+
+@pytest.mark.parametrize("own_weights", [False, True])
+def test_many_rollouts_are_as_few(own_weights):
+    """However they are divided into blocks."""
+    rewards = normal(7, 4001, 5, missing=0.2)
+    weights = normal(7, 4001, 5, seed=1) if own_weights else normal(5, seed=1)
+    rewards.requires_grad_()
+    for call in (
+        lambda r, w: weighted_rewards(r, w),
+        lambda r, w: ensemble_rewards(r, "uwo"),
+        lambda r, w: ensemble_rewards(r, "wco"),
+    ):
+        whole = call(rewards, weights)
+        rows = [call(r, w) for r, w in zip(rewards, weights if own_weights else [weights] * 7, strict=True)]
+        close(whole.detach(), torch.stack(rows).detach(), rtol=0, atol=0)
+        gradients = [torch.autograd.grad(x.nansum(), rewards)[0] for x in (whole, torch.stack(rows))]
+        close(*gradients, rtol=0, atol=0)
+
+
+def test_what_infinite_rewards_give():
+    assert crpg_weights([[INF, 1.0], [NAN, 0.0]], torch.ones(2, 2)).isnan().tolist() == [[True, True], [False, True]]
+    assert worst_group([[INF, 1.0], [-INF, 2.0]]) == 1
+    assert constrained_rewards([[0.0, 1.0]], [[1, 1]], kl=[[-INF, -INF]], max_kl=1.0).isnan().all()
+    assert hypervolume_meta_rewards([50.0]).item() == 2.0
+
+
 def test_numpy_arrays_are_taken():
     rewards = np.array([[1.0, 2.0], [3.0, np.nan]])
     assert weighted_rewards(rewards, np.array([1.0, 0.5])).tolist() == [2.0, 3.0]
@@ -738,6 +783,9 @@ def test_numpy_arrays_are_taken():
         (lambda: gradient_influence([torch.ones(2), torch.ones(3)]), "gradients"),
         (lambda: influence_weights([1.0], [1.0, 2.0]), "influence"),
         (lambda: influence_weights([1.0], [1.0], mu=0.0), "mu"),
+        (lambda: influence_weights([0.0, 0.0], [1.0, 2.0]), "weights: expected numbers >= 0 of which one is positive"),
+        (lambda: influence_weights([-1.0, 2.0], [1.0, 2.0]), "weights: expected numbers >= 0 of which one is positive"),
+        (lambda: influence_weights([NAN, 2.0], [1.0, 2.0]), "weights: expected numbers >= 0 of which one is positive"),
     ],
 )
 def test_errors_name_the_argument(call, message):

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from morlfast._arguments import as_number, as_tensor, same_device
-from morlfast.rewards import as_rewards, first_largest
+from morlfast._arguments import as_number
+from morlfast.rewards import as_like, as_rewards, first_largest
 
 KLRule = Literal["linear", "threshold"]
 
@@ -69,7 +69,8 @@ def constrained_rewards(
             or True is satisfied; NaN (not judged) is not.
         baseline_rewards: (...); None leaves rewards as they are, which should then be >= 0, lest a violation pay.
         kl: (..., K), estimates of the divergence from the reference policy, log pi - log pi_ref summed over the tokens.
-            Negative ones are taken as they are: with ``"linear"`` the factor exceeds 1.
+            Negative ones are taken as they are: with ``"linear"`` the factor exceeds 1. -inf is not an estimate and
+            counts as NaN.
         max_kl: KL_max > 0, with ``kl``.
         kl_rule: see above.
 
@@ -101,7 +102,7 @@ def constrained_rewards(
         if not limit > 0:
             raise ValueError(f"max_kl: expected a positive number, got {limit}")
         divergence = _shaped(kl, rewards, rewards.shape, "kl").double()
-        missing = missing | divergence.isnan()
+        missing = missing | divergence.isnan() | divergence.isneginf()
         met = met & ((divergence < limit) if kl_rule == "linear" else (divergence <= limit))
     values = torch.where(met & ~missing, values, 0.0)
     if kl is not None and kl_rule == "linear":
@@ -123,7 +124,7 @@ def crpg_weights(
 
     Returns:
         (..., K) in the dtype of ``rewards``, not differentiable. What is not scored takes no part in the mean and gets
-        0. Equal rewards give exactly 0.
+        0. Equal rewards give exactly 0, and an infinite one NaN to all that are scored.
 
     Raises:
         TypeError, ValueError: as `constrained_rewards`.
@@ -140,7 +141,8 @@ def crpg_weights(
     values = gated.double()
     values = values - torch.where(scored, values, math.inf).reshape(-1).amin() if values.numel() > 0 else values
     mean = torch.where(scored, values, 0.0).sum() / scored.sum()
-    return torch.where(scored, values - mean, 0.0).to(gated.dtype)
+    weights = torch.where(mean.isfinite(), values - mean, math.nan)
+    return torch.where(scored, weights, 0.0).to(gated.dtype)
 
 
 class CRRAFTPicks(NamedTuple):
@@ -257,7 +259,7 @@ def _calibrated(rewards: Tensor, baseline: Tensor) -> tuple[Tensor, Tensor]:
 
 def _verdicts(satisfied: Any, like: Tensor, name: str) -> Tensor:
     """Whether all judges are satisfied: bool of the shape of `like`."""
-    verdicts = _on_device(satisfied, like, name) > 0
+    verdicts = as_like(satisfied, like, name, "rewards") > 0
     if verdicts.dim() == like.dim() + 1:
         verdicts = verdicts.all(-1)
     if verdicts.shape != like.shape:
@@ -268,13 +270,7 @@ def _verdicts(satisfied: Any, like: Tensor, name: str) -> Tensor:
 
 
 def _shaped(values: Any, like: Tensor, shape: torch.Size, name: str) -> Tensor:
-    tensor = as_rewards(_on_device(values, like, name), name, 0)
+    tensor = as_like(values, like, name, "rewards")
     if tensor.shape != shape:
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
-    return tensor
-
-
-def _on_device(values: Any, like: Tensor, name: str) -> Tensor:
-    tensor = values if isinstance(values, Tensor) else as_tensor(values, name, device=like.device)
-    same_device("rewards", like, name, tensor)
     return tensor

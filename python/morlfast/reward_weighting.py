@@ -11,6 +11,7 @@ from torch import Tensor
 from morlfast._arguments import as_float32_or_64, as_floating, as_number, same_device
 from morlfast.hypervolume import hypervolume_improvement
 from morlfast.pareto_archive import ParetoArchive
+from morlfast.rewards import as_like
 
 
 def hypervolume_meta_rewards(improvements: Any, *, base: float = 0.5, gain: float = 1.5) -> Tensor:
@@ -24,7 +25,8 @@ def hypervolume_meta_rewards(improvements: Any, *, base: float = 0.5, gain: floa
         base, gain: the factor without improvement, and what a large one adds.
 
     Returns:
-        (...), in [base, base + gain) for improvements >= 0. Differentiable; NaN spreads.
+        (...), in [base, base + gain] for improvements >= 0: tanh of a large one rounds to 1. Differentiable; NaN
+        spreads.
 
     Raises:
         TypeError: for a dtype of complex numbers.
@@ -193,8 +195,8 @@ def influence_weights(weights: Any, influence: Any, *, lr: float = 1e-6, mu: flo
     .. math:: w \leftarrow \mathrm{softmax}\Big(\log w + \frac{\eta}{\mu} I\Big)
 
     Args:
-        weights: (M,), positive; they need not sum to 1. A weight of 0 stays 0. Float32 or float64; array-likes are
-            taken too.
+        weights: (M,), >= 0 and not all 0; they need not sum to 1. A weight of 0 stays 0. Float32 or float64;
+            array-likes are taken too.
         influence: (M,), `gradient_influence`, or its mean over the steps since the last update.
         lr: eta, the learning rate of the policy.
         mu: > 0, how far weights may move; their ratio counts.
@@ -203,7 +205,8 @@ def influence_weights(weights: Any, influence: Any, *, lr: float = 1e-6, mu: flo
         (M,) in the dtype of ``weights``, summing to 1; computed in float64. Differentiable.
 
     Raises:
-        TypeError, ValueError: for dtypes, shapes and devices that do not fit, and mu <= 0.
+        TypeError, ValueError: for dtypes, shapes and devices that do not fit, mu <= 0, and on the CPU for weights that
+            are negative, NaN or all 0, which elsewhere give NaN.
 
     Source: dynamic reward weighting, arXiv 2509.11452 (authors' code).
 
@@ -214,14 +217,13 @@ def influence_weights(weights: Any, influence: Any, *, lr: float = 1e-6, mu: flo
     if not mu > 0:
         raise ValueError(f"mu: expected a positive number, got {mu}")
     weights = as_floating(weights, "weights")
-    values = as_floating(influence, "influence")
-    if not isinstance(influence, Tensor):
-        values = values.to(weights.device)
-    same_device("weights", weights, "influence", values)
+    values = as_like(influence, weights, "influence", "weights")
     if weights.dim() != 1 or values.shape != weights.shape:
         raise ValueError(
             f"weights, influence: expected two shapes (M,), got {tuple(weights.shape)} and {tuple(values.shape)}"
         )
+    if weights.is_cpu and not torch.compiler.is_compiling() and not bool((weights >= 0).all() & (weights > 0).any()):
+        raise ValueError(f"weights: expected numbers >= 0 of which one is positive, got {weights.tolist()!r:.80}")
     return torch.softmax(weights.double().log() + lr / mu * values.double(), 0).to(weights.dtype)
 
 

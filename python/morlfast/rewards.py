@@ -8,6 +8,8 @@ vectors, and of every point by every weight, are in :mod:`morlfast.scalarization
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import repeat
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -49,9 +51,16 @@ def weighted_rewards(rewards: Any, weights: Any = None, *, nan: Nan = "skip") ->
     >>> weighted_rewards([[1.0, 0.5], [0.0, float("nan")]], [1.0, 2.0])
     tensor([2., 0.])
     """
+    _check_nan(nan)
     rewards = as_rewards(rewards, "rewards", 1)
-    terms, counted = _terms(rewards, weights, nan)
-    return _unless_empty(terms.sum(-1), counted, nan).to(rewards.dtype)
+
+    def combine(rewards: Tensor, weights: Tensor | None) -> Tensor:
+        terms, counted = _terms(rewards, weights, nan)
+        return _unless_empty(terms.sum(-1), counted, nan).to(rewards.dtype)
+
+    return _in_blocks(
+        combine, rewards, None if weights is None else _per_objective(weights, rewards, "weights", "rewards")
+    )
 
 
 def rubric_rewards(items: Any, weights: Any = None, *, max_points: Any = None, nan: Nan = "skip") -> Tensor:
@@ -177,22 +186,27 @@ def ensemble_rewards(
     if not penalty >= 0 or ddof < 0:
         raise ValueError(f"penalty, ddof: expected numbers >= 0, got {penalty} and {ddof}")
     rewards = as_rewards(rewards, "rewards", 1)
-    values = rewards.double()
-    counted = ~values.isnan()
-    least = torch.where(counted, values, math.inf).amin(-1, keepdim=True)
-    if method == "wco":
-        combined = least.squeeze(-1)
-    else:
-        count = counted.sum(-1)
-        pivot = torch.where(least.isfinite(), least, 0.0).detach()
-        centred = torch.where(counted, values - pivot, 0.0)
-        mean = centred.sum(-1) / count.clamp(min=1)
-        combined = pivot.squeeze(-1) + mean
-        if method == "uwo":
-            squares = torch.where(counted, centred - mean[..., None], 0.0).square().sum(-1)
-            combined = combined - penalty * torch.where(count > ddof, squares / (count - ddof).clamp(min=1), 0.0)
-    enough = counted.any(-1) if nan == "skip" else counted.all(-1)
-    return torch.where(enough, combined, math.nan).to(rewards.dtype)
+
+    def combine(rewards: Tensor) -> Tensor:
+        values = rewards.double()
+        counted = ~values.isnan()
+        least = torch.where(counted, values, math.inf).amin(-1, keepdim=True)
+        if method == "wco":
+            combined = least.squeeze(-1)
+        else:
+            count = counted.sum(-1)
+            pivot = torch.where(least.isfinite(), least, 0.0).detach()
+            centred = torch.where(counted, values - pivot, 0.0)
+            mean = centred.sum(-1) / count.clamp(min=1)
+            combined = pivot.squeeze(-1) + mean
+            if method == "uwo":
+                squares = torch.where(counted, centred - mean[..., None], 0.0).square().sum(-1)
+                variance = torch.where(count > ddof, squares / (count - ddof).clamp(min=1), 0.0)
+                combined = combined - penalty * variance
+        enough = counted.any(-1) if nan == "skip" else counted.all(-1)
+        return torch.where(enough, combined, math.nan).to(rewards.dtype)
+
+    return _in_blocks(combine, rewards)
 
 
 def best_of_n(scores: Any) -> Tensor:
@@ -201,7 +215,8 @@ def best_of_n(scores: Any) -> Tensor:
     .. math:: j_p = \arg\max_j s_{pj}
 
     Args:
-        scores: (..., n), for example `ensemble_rewards` of the samples of each prompt; dtypes as `weighted_rewards`.
+        scores: (..., n), for example `ensemble_rewards` of the samples of each prompt; of any real dtype. Integers are
+            compared in float64, exactly up to 2^53.
 
     Returns:
         int64 (...); the lowest index of equal scores. NaN is not scored; -1 where no sample is, and for n = 0.
@@ -215,7 +230,10 @@ def best_of_n(scores: Any) -> Tensor:
     >>> best_of_n([[0.1, 0.7, 0.7], [float("nan"), -1.0, -2.0]])
     tensor([1, 1])
     """
-    scores = as_rewards(scores, "scores", 1, least=0)
+    tensor = scores if isinstance(scores, Tensor) else _as_float64(scores, "scores")
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        tensor = tensor.double()
+    scores = as_rewards(tensor, "scores", 1, least=0)
     return first_largest(scores, ~scores.isnan())
 
 
@@ -229,7 +247,8 @@ def worst_group(rewards: Any) -> Tensor:
 
     Returns:
         int64 (), the lowest index of equal means. NaN is not scored: it takes no part in a mean, and a group without
-        any score is not the worst; -1 if no group has one.
+        any score is not the worst, nor is one without a mean, with rewards of both +inf and -inf; -1 if no group has a
+        mean.
 
     Raises:
         TypeError, ValueError: for dtypes and shapes that do not fit.
@@ -274,7 +293,7 @@ def worst_group_rewards(rewards: Any, by: Literal["mean", "sample"] = "mean") ->
     rewards = _matrix(rewards)
     if by == "sample":
         return ensemble_rewards(rewards, "wco")
-    # Without any score the index is -1, and every reward is NaN anyway.
+    # Without any score the index is -1, and every reward is NaN anyway; where no group has a mean it is group 0.
     worst = worst_group(rewards.detach()).clamp(min=0)
     return torch.index_select(rewards, 1, worst[None]).squeeze(1)
 
@@ -315,7 +334,7 @@ def mixture_log_likelihoods(margins: Any, user_ids: Any, *, num_users: int | Non
     if num_users is None:
         num_users = int(users.max()) + 1 if len(users) > 0 else 0
     num_users = as_integer(num_users, "num_users")
-    if not users.is_cuda and not torch.compiler.is_compiling() and bool(((users < 0) | (users >= num_users)).any()):
+    if users.is_cpu and not torch.compiler.is_compiling() and bool(((users < 0) | (users >= num_users)).any()):
         raise ValueError(f"user_ids: expected values from 0 to {num_users - 1}, got {users.tolist()!r:.80}")
     scored = ~margins.isnan().any(0)
     terms = logsigmoid(torch.where(scored, margins, 0.0).double())
@@ -380,8 +399,9 @@ def target_ratio_rewards(values: Any, targets: Any, *, scale: float = 1.0, max_r
     if not scale > 0 or not 0 < max_reward < math.inf:
         raise ValueError(f"scale, max_reward: expected positive numbers, got {scale} and {max_reward}")
     values = as_rewards(values, "values", 1)
-    goals = _per_objective(targets, values, "targets", "values")
-    if not goals.is_cuda and not torch.compiler.is_compiling() and not bool((goals > 0).all()):
+    # A value in float32 meets the target that rounds to it.
+    goals = _per_objective(targets, values, "targets", "values").to(values.dtype).double()
+    if goals.is_cpu and not torch.compiler.is_compiling() and not bool((goals > 0).all()):
         raise ValueError(f"targets: expected positive numbers, got {targets!r:.80}")
     distances = (goals - values.double()).abs()
     with torch.no_grad():
@@ -523,7 +543,7 @@ def scaf_grpo_repair(rewards: Any, hint_rewards: Any) -> RepairedGroups:
             [0., 1.]]), replaced=tensor([ 0, -1]), levels=tensor([ 2, -1]))
     """
     rewards = as_rewards(rewards, "rewards", 1)
-    hints = _like(hint_rewards, rewards, "hint_rewards", "rewards").to(rewards.dtype)
+    hints = as_like(hint_rewards, rewards, "hint_rewards", "rewards").to(rewards.dtype)
     if hints.dim() == 0 or hints.shape[:-1] != rewards.shape[:-1]:
         raise ValueError(
             f"hint_rewards: expected the shape of rewards, {tuple(rewards.shape)}, with levels in place of rollouts, "
@@ -558,12 +578,15 @@ def points_in_boxes(points: Any, boxes: Any) -> Tensor:
     tensor([ True, False])
     """
     points = as_rewards(points, "points", 1)
-    corners = _like(boxes, points, "boxes", "points")
+    corners = as_like(boxes, points, "boxes", "points")
     if points.shape[-1] != 2 or corners.shape != (*points.shape[:-1], 4):
         raise ValueError(
             "points, boxes: expected shapes (..., 2) and (..., 4), "
             f"got {tuple(points.shape)} and {tuple(corners.shape)}"
         )
+    # In the narrower dtype: a point on an edge is there in both.
+    narrow = torch.float32 if torch.float32 in (points.dtype, corners.dtype) else torch.float64
+    points, corners = points.to(narrow), corners.to(narrow)
     return torch.all((points >= corners[..., :2]) & (points <= corners[..., 2:]), dim=-1)
 
 
@@ -619,8 +642,8 @@ def craft_gui_rewards(
     if (clicks is None) != (target_boxes is None):
         raise ValueError("clicks, target_boxes: expected both or none")
     if clicks is not None:
-        boxes = _like(target_boxes, scores, "target_boxes", "argument_scores")
-        points = _like(clicks, scores, "clicks", "argument_scores")
+        boxes = as_like(target_boxes, scores, "target_boxes", "argument_scores")
+        points = as_like(clicks, scores, "clicks", "argument_scores")
         if boxes.shape != (len(scores), 4) or points.shape != (len(scores), 2):
             raise ValueError(
                 f"clicks, target_boxes: expected shapes ({len(scores)}, 2) and ({len(scores)}, 4), "
@@ -663,10 +686,30 @@ def first_largest(values: Tensor, allowed: Tensor) -> Tensor:
     return torch.where(is_best.any(-1), is_best.to(torch.int8).argmax(-1), -1)
 
 
-def _terms(rewards: Tensor, weights: Any, nan: Nan, name: str = "rewards") -> tuple[Tensor, Tensor]:
-    """Weighted rewards in float64, 0 where NaN counts so or not at all; and which of them count."""
+def _in_blocks(combine: Callable[..., Tensor], rewards: Tensor, *weights: Tensor | None) -> Tensor:
+    """`combine` over the last dimension, of so many rollouts at a time that what it makes stays in a CPU's cache."""
+    objectives, in_cache = rewards.shape[-1], 1 << 16
+    if torch.compiler.is_compiling() or not rewards.is_cpu or rewards.numel() <= in_cache:
+        return combine(rewards, *weights)
+    rows = max(1, in_cache // objectives)
+    blocks = rewards.reshape(-1, objectives).split(rows)
+    of_blocks = [
+        repeat(each, len(blocks))
+        if each is None or each.shape != rewards.shape
+        else each.reshape(-1, objectives).split(rows)
+        for each in weights
+    ]
+    return torch.cat([combine(*block) for block in zip(blocks, *of_blocks, strict=True)]).reshape(rewards.shape[:-1])
+
+
+def _check_nan(nan: Nan) -> None:
     if nan not in get_args(Nan):
         raise ValueError(f'nan: expected "skip", "zero" or "propagate", got {nan!r}')
+
+
+def _terms(rewards: Tensor, weights: Any, nan: Nan, name: str = "rewards") -> tuple[Tensor, Tensor]:
+    """Weighted rewards in float64, 0 where NaN counts so or not at all; and which of them count."""
+    _check_nan(nan)
     is_nan = rewards.isnan()
     values = rewards.double()
     if nan != "propagate":
@@ -684,7 +727,7 @@ def _unless_empty(total: Tensor, counted: Tensor, nan: Nan) -> Tensor:
 
 def _per_objective(values: Any, rewards: Tensor, name: str, of: str) -> Tensor:
     """A number, (M,) or one row for each rollout, in float64."""
-    tensor = _like(values, rewards, name, of).double()
+    tensor = as_like(values, rewards, name, of).double()
     if tensor.dim() > 0 and tensor.shape != rewards.shape[-1:] and tensor.shape != rewards.shape:
         one, all_rows = tuple(rewards.shape[-1:]), tuple(rewards.shape)
         raise ValueError(f"{name}: expected shape {one} or {all_rows}, that of {of}, got {tuple(tensor.shape)}")
@@ -692,17 +735,24 @@ def _per_objective(values: Any, rewards: Tensor, name: str, of: str) -> Tensor:
 
 
 def _one_each(values: Any, like: Tensor, name: str, of: str) -> Tensor:
-    tensor = _like(values, like, name, of)
+    tensor = as_like(values, like, name, of)
     if tensor.shape != like.shape:
         raise ValueError(f"{name}: expected shape {tuple(like.shape)}, got {tuple(tensor.shape)}")
     return tensor
 
 
-def _like(values: Any, like: Tensor, name: str, of: str) -> Tensor:
-    """Real numbers on the device of the argument called `of`; a tensor elsewhere is an error."""
-    tensor = values if isinstance(values, Tensor) else as_tensor(values, name, device=like.device)
+def as_like(values: Any, like: Tensor, name: str, of: str) -> Tensor:
+    """Real numbers on the device of the argument called `of`, in float64 what is no tensor; else where, an error."""
+    tensor = values if isinstance(values, Tensor) else _as_float64(values, name, device=like.device)
     same_device(of, like, name, tensor)
     return as_rewards(tensor, name, 0)
+
+
+def _as_float64(values: Any, name: str, **options: Any) -> Tensor:
+    """Of lists and arrays: Python's floats are doubles, which float32 would round."""
+    dtype = None if hasattr(values, "dtype") else torch.float64
+    tensor = as_tensor(values, name, dtype=dtype, **options)
+    return tensor if tensor.is_complex() else tensor.double()
 
 
 def _matrix(rewards: Any) -> Tensor:
