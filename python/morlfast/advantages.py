@@ -46,6 +46,7 @@ _WORDS: Mapping[str, Mapping[str, int]] = {
     )
 }
 _RULES = tuple(rule.name for rule in fields(AdvantageRules))  # in the order of the operator's arguments
+_AGGREGATE, _BASELINE, _NAN, _WHITEN = map(_RULES.index, ("aggregate", "baseline", "nan", "whiten"))
 _LENGTH_WEIGHTED = _WORDS["baseline"]["length_weighted"]
 _BY_TOKENS = _WORDS["whiten"]["tokens"]
 _PROPAGATE, _RAISE = _WORDS["nan"]["propagate"], _WORDS["nan"]["raise"]
@@ -167,33 +168,31 @@ def group_advantages(
     if token_rewards is not None:
         if weights is not None:
             raise ValueError("weights: expected none together with token_rewards, which are of one objective")
-        codes[0] = 0  # the sum over the tokens comes first
-    if codes[9] == _RAISE and rewards.is_cuda and bool(rewards.isnan().any()):
+        codes[_AGGREGATE] = 0  # the sum over the tokens comes first
+    if codes[_NAN] == _RAISE and rewards.is_cuda and bool(rewards.isnan().any()):
         raise ValueError("rewards: expected no NaN, got NaN")
     weights = None if weights is None else _as_weights(weights, rewards)
     mask, lengths = as_mask_or_lengths(mask, lengths, num_tokens, rewards)
-    counts_tokens = codes[1] == _LENGTH_WEIGHTED or codes[10] == _BY_TOKENS
+    counts_tokens = codes[_BASELINE] == _LENGTH_WEIGHTED or codes[_WHITEN] == _BY_TOKENS
     if counts_tokens and mask is None and lengths is None:
-        rule = 'baseline="length_weighted"' if codes[1] == _LENGTH_WEIGHTED else 'whiten="tokens"'
+        rule = 'baseline="length_weighted"' if codes[_BASELINE] == _LENGTH_WEIGHTED else 'whiten="tokens"'
         raise ValueError(f"mask, lengths: expected one of them, by which {rule} counts tokens")
     if process_group is not None:
-        dtype = rewards.dtype
-        if token_rewards is not None:
-            rewards = _token_sums(rewards, codes[9])
-        return _over_ranks(
-            process_group,
-            rewards,
-            group_size,
-            group_ids,
-            offsets,
-            weights,
-            lengths,
-            mask,
-            codes,
-            counts_tokens,
-            dtype,
-            out,
-        )
+        check_groups_of_ranks(group_size, group_ids, offsets)
+        if counts_tokens and mask is not None:
+            lengths = (mask != 0).sum(1)
+        scores = rewards if token_rewards is None else _token_sums(rewards, codes[_NAN])
+        lengths = lengths if counts_tokens else None
+        advantages = _over_ranks(process_group, scores, group_size, group_ids, weights, lengths, codes)
+        if advantages.dtype != rewards.dtype:
+            advantages = advantages.float().to(rewards.dtype)
+        if mask is not None:
+            # No baseline, no scale, and NaN stays: each rollout's advantage as it is, at its tokens.
+            advantages = _ops.group_advantages(advantages, 1, mask=mask, baseline=0, scale=0, nan=_PROPAGATE)
+        if out is None:
+            return advantages
+        _check_out(out, advantages, None)
+        return out.copy_(advantages)
     size, ids, bounds = as_groups(group_size, group_ids, offsets, rewards)
     if out is None:
         return _ops.group_advantages(rewards, size, ids, bounds, weights, lengths, mask, *codes)
@@ -257,51 +256,31 @@ def _over_ranks(
     rewards: Tensor,
     group_size: Any,
     group_ids: Any,
-    offsets: Any,
     weights: Tensor | None,
     lengths: Tensor | None,
-    mask: Tensor | None,
     codes: list[Any],
-    counts_tokens: bool,
-    dtype: torch.dtype,
-    out: Tensor | None,
 ) -> Tensor:
-    """The advantages of all ranks' rows, on every rank; this rank's part of them."""
+    """This rank's part of the advantages of all ranks' rollouts."""
     from morlfast._distributed import gather_rows
 
-    check_groups_of_ranks(group_size, group_ids, offsets)
     columns = [rewards if rewards.dim() == 2 else rewards[:, None]]
     if group_ids is not None:
         columns.append(label_columns(group_ids, rewards.shape[0], rewards))
     a_row_each = weights is not None and weights.dim() == 2
     if weights is not None and a_row_each:
         columns.append(weights)
-    if counts_tokens:
-        if lengths is None:
-            assert mask is not None  # one of them is there, or the caller has raised
-            lengths = (mask != 0).sum(1)
+    if lengths is not None:
         columns.append(lengths[:, None])
     gathered, own = gather_rows(process_group, rewards.device, *columns)
     everyone = iter(gathered)
     all_rewards = next(everyone)
-    if group_size is not None:
-        size, all_ids = as_group_size(group_size, all_rewards.shape[0]), None
-    else:
-        size, all_ids = 0, _ops.group_rows(next(everyone))
+    size = 0 if group_size is None else as_group_size(group_size, all_rewards.shape[0])
+    all_ids = None if group_ids is None else _ops.group_rows(next(everyone))
     all_weights = next(everyone) if a_row_each else weights
-    all_lengths = next(everyone)[:, 0].contiguous() if counts_tokens else None
+    all_lengths = None if lengths is None else next(everyone)[:, 0].contiguous()
     if rewards.dim() == 1:
         all_rewards = all_rewards[:, 0]
-    advantages = _ops.group_advantages(all_rewards, size, all_ids, None, all_weights, all_lengths, None, *codes)[own]
-    if advantages.dtype != dtype:
-        advantages = advantages.float().to(dtype)
-    if mask is not None:
-        # No baseline, no scale, and NaN stays: each rollout's advantage as it is, at its tokens.
-        advantages = _ops.group_advantages(advantages, 1, mask=mask, baseline=0, scale=0, nan=_PROPAGATE)
-    if out is None:
-        return advantages
-    _check_out(out, advantages, None)
-    return out.copy_(advantages)
+    return _ops.group_advantages(all_rewards, size, all_ids, None, all_weights, all_lengths, None, *codes)[own]
 
 
 def _code(rule: str, value: Any) -> Any:
@@ -320,9 +299,7 @@ def _code(rule: str, value: Any) -> Any:
 
 # Rules of the presets as the operator takes them; a preset's first method under None too.
 _CODES: Mapping[tuple[str, str | None], tuple[Any, ...]] = {
-    (preset, method): tuple(
-        _code(rule.name, getattr(rules_of(preset, method), rule.name)) for rule in fields(AdvantageRules)
-    )
+    (preset, method): tuple(_code(rule, getattr(rules_of(preset, method), rule)) for rule in _RULES)
     for preset in PRESETS
     for method in (None, *PRESETS[preset].methods)
 }
