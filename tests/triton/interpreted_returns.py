@@ -77,6 +77,91 @@ def test_factors_that_multiply_to_infinity_leave_zeros() -> None:
     assert (kernels.linear_scan(zeros, torch.full((1, 16), 1e200, dtype=F64)) == 0).all()
 
 
+def vanishing(case: str) -> tuple[Tensor, Tensor]:
+    """Terms and factors of two rows, any two factors of which multiply to 0; the first row has something odd."""
+    x, a = torch.ones(2, 21, dtype=F64), torch.full((2, 21), 1e-200, dtype=F64)
+    kind, odd = case.split()
+    value = float(odd)
+    if kind == "term":
+        x[0, -1] = value
+    elif kind == "negative":
+        x[0, 9], a[0, ::3] = value, -1e-200
+    elif kind == "opposed":
+        x[0, -1], x[0, 2] = value, -value
+    elif kind == "cut":
+        x[0, -1], a[0, 8] = value, 0
+    else:  # a factor right behind a cut: the same tile, or the next one
+        at = {"behind": 9, "before": 8}[kind]
+        a[0, at - 1], a[0, at] = 0, value
+    return x, a
+
+
+@pytest.mark.parametrize("reverse", [True, False])
+@pytest.mark.parametrize("odd", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("kind", ["term", "negative", "opposed", "cut", "behind", "before"])
+def test_only_a_factor_of_zero_cuts(kind: str, odd: str, reverse: bool) -> None:
+    x, a = (z if reverse else z.flip(1) for z in vanishing(f"{kind} {odd}"))
+    result = kernels.linear_scan(x, a, reverse=reverse)
+    same(result, scanned(x, a, None, None, reverse, False))
+    same(result, torch.ops.morlfast.linear_scan(x, a, reverse=reverse))
+    spoiled = ~result[0].isfinite()
+    assert spoiled.all() if kind == "term" else spoiled.any()
+    if kind in ("cut", "behind", "before"):
+        assert not spoiled.all()
+
+
+@pytest.mark.parametrize("reverse", [True, False])
+@pytest.mark.parametrize("odd", [NAN, INF, -INF])
+def test_initial_states_that_are_not_finite_go_through_vanishing_factors(odd: float, reverse: bool) -> None:
+    x, a, mask = torch.ones(2, 21, dtype=F64), torch.full((2, 21), -1e-200, dtype=F64), some(2, 21)
+    initial = torch.tensor([odd, 1.0], dtype=F64)
+    result = kernels.linear_scan(x, a, initial, mask, reverse, True)
+    assert not result[0].isfinite().any()
+    same(result, scanned(x, a, initial, mask, reverse, True))
+    same(result, torch.ops.morlfast.linear_scan(x, a, initial, mask, reverse, True))
+
+
+def test_a_cut_stops_a_factor_that_is_not_finite() -> None:
+    for bad in (NAN, INF):
+        for at in (3, 4, 5):  # of tiles of 4
+            x, a = torch.ones(1, 11, dtype=F64), torch.full((1, 11), 0.5, dtype=F64)
+            a[0, at], a[0, at + 1] = 0, bad
+            for state in (None, torch.tensor([bad], dtype=F64)):
+                result = kernels.linear_scan(x, a, state)
+                same(result, scanned(x, a, state, None, True, False))
+                assert result[0, : at + 1].isfinite().all()
+                same(kernels.linear_scan(x, a.flip(1), state, reverse=False), result.flip(1))
+            a[0, at - 1], a[0, at + 1] = bad, 0.5
+            same(kernels.linear_scan(x, a), scanned(x, a, None, None, True, False))
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, -INF])
+@pytest.mark.parametrize("cut", [None, "done", "terminated", "both"])
+def test_only_the_end_of_an_episode_cuts_gae(cut: str | None, odd: float) -> None:
+    shape = (2, 19)
+    rewards, values = torch.ones(shape, dtype=F64), torch.zeros(shape, dtype=F64)
+    rewards[0, -1] = odd
+    lams = torch.full(shape, 1e-200, dtype=F64)
+    flags = torch.zeros(shape, dtype=torch.bool)
+    flags[:, 7] = True
+    options: dict[str, Any] = {key: flags for key in ("done", "terminated") if cut in (key, "both")}
+    if "done" in options:
+        lams[1, 8] = odd
+    found = kernels.gae(rewards, values, 0.9, lams=lams, returns_lam=1e-160, **options)
+    on_cpu = torch.ops.morlfast.gae(rewards, values, 0.9, lams=lams, returns_lam=1e-160, **options)
+    gamma = torch.full(shape, 0.9, dtype=F64)
+    exact = (
+        estimated(rewards, values, gamma, lams, **options)[0],
+        estimated(rewards, values, gamma, torch.full(shape, 1e-160, dtype=F64), **options)[1],
+    )
+    for result, cpu, expected in zip(found, on_cpu, exact, strict=True):
+        same(result, cpu)
+        same(result, expected)
+        ended = 8 if "done" in options else 0
+        assert result[0, :ended].isfinite().all()
+        assert not result[0, ended:].isfinite().any()
+
+
 @pytest.mark.parametrize("dtype", [F32, torch.bfloat16, torch.float16])
 def test_results_have_the_dtype_of_the_terms(dtype: torch.dtype) -> None:
     x = normal(2, 9).to(dtype)

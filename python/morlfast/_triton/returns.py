@@ -27,10 +27,18 @@ OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False, "maxnreg"
 
 
 @triton.jit
-def _compose(x_first, a_first, x_then, a_then):
+def _times(a, state):
+    """a * state, a the product of factors other than 0: where it vanished or overflowed, inf and 0 go through it."""
+    product = a * state
+    lost = (product != product) & (a == a) & (state == state)  # 0 * inf
+    return tl.where(lost, tl.where(a.to(tl.int64, bitcast=True) < 0, -state, state), product)
+
+
+@triton.jit
+def _compose(x_first, a_first, cut_first, x_then, a_then, cut_then):
     """y -> x + a y, one after the other. A factor of exactly 0 cuts, whatever comes before."""
-    x = x_then + tl.where((a_then != 0) & (x_first != 0), a_then * x_first, 0.0)
-    return x, tl.where(a_then != 0, a_then * a_first, 0.0)
+    x = x_then + tl.where(cut_then != 0, 0.0, _times(a_then, x_first))
+    return x, _times(a_then, a_first), cut_first | cut_then
 
 
 @triton.jit
@@ -47,8 +55,8 @@ def _edge(tile, col, edge):
 @triton.jit
 def _states(x, a, state, col, edge, REVERSE: tl.constexpr):
     """States y of a tile [R, W] after those before it [R, 1], and the last of them."""
-    x, a = tl.associative_scan((x, a), 1, _compose, reverse=REVERSE)
-    y = x + tl.where((a != 0) & (state != 0), a * state, 0.0)
+    x, a, cut = tl.associative_scan((x, a, (a == 0).to(tl.int32)), 1, _compose, reverse=REVERSE)
+    y = x + tl.where(cut != 0, 0.0, _times(a, state))
     return y, _edge(y, col, edge)
 
 
