@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from building import ROOT, run, shown_by
 
-SIZE_BUDGET = 1536 * 1024  # 1.2 MB: the sweeps of local bounds are compiled for each width of row
+# 2.0 MB: the sweeps of local bounds are compiled for each width of row, scans for each option.
+SIZE_BUDGET = 2304 * 1024
 
 
 def names_in(wheel: Path) -> set[str]:
@@ -45,6 +46,7 @@ def test_the_wheel_holds_what_users_need_and_nothing_else(wheel: Path) -> None:
         "METADATA",
         "RECORD",
         "WHEEL",
+        "entry_points.txt",  # verl's plugin
         "licenses/LICENSE",
         "licenses/csrc/third_party/dlpack/LICENSE",
     }

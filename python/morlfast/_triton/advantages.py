@@ -59,9 +59,9 @@ OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False, "maxnreg"
 def group_options(elements: int, token_bytes: int) -> dict[str, Any]:
     """A thread each element of a tile; with results of tokens, many programs at once to keep the memory busy."""
     warps = max(4, elements // 32)
-    registers = 168 if warps <= 8 else 128
+    registers = 200 if warps <= 8 else 128
     if token_bytes:
-        registers = 96 if token_bytes <= 4 else 128
+        registers = 96 if token_bytes <= 4 else 255
     return OPTIONS | {"num_warps": warps, "maxnreg": registers}
 
 
