@@ -12,8 +12,10 @@ NB_MODULE(_C, module) {
   morlfast::bindings::define_hypervolume(module, schemas);
   morlfast::bindings::define_hypervolume_cuda(module);
   morlfast::bindings::define_indicators(module, schemas);
+  morlfast::bindings::define_logprobs(module, schemas);
   morlfast::bindings::define_pareto(module, schemas);
   morlfast::bindings::define_returns(module, schemas);
+  morlfast::bindings::define_rollouts(module, schemas);
   morlfast::bindings::define_tokens(module, schemas);
   module.attr("schemas") = schemas;
 

@@ -11,7 +11,8 @@ using namespace nb::literals;
 enum Scope { kBatch = 0, kGroup = 1, kSequence = 2 };
 
 Result keep_mask(const Tensor& advantages, const Tensor& entropies, const Tensor& mask, double ratio, int scope,
-                 int64_t group_size, const std::optional<Tensor>& group_ids) {
+                 int64_t group_size, const std::optional<Tensor>& group_ids, const std::optional<Tensor>&, int64_t,
+                 bool) {
   if (entropies.dims() != 2)
     throw nb::value_error(("entropies: expected shape (N, T), got " + entropies.shape()).c_str());
   const int64_t rows = entropies.size(0), columns = entropies.size(1);
@@ -39,14 +40,31 @@ Result keep_mask(const Tensor& advantages, const Tensor& entropies, const Tensor
   return result;
 }
 
+Result digit_counts(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, int) {
+  throw nb::value_error("token_histogram: not there yet");
+}
+
+Result keep_above(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) {
+  throw nb::value_error("select_tokens_above: not there yet");
+}
+
 }  // namespace
 
 void define_tokens(nb::module_& module, nb::dict& schemas) {
   schemas["select_tokens"] =
       "(Tensor advantages, Tensor entropies, Tensor mask, float ratio, int scope=0, int group_size=0, Tensor? "
-      "group_ids=None) -> Tensor";
+      "group_ids=None, Tensor? offsets=None, int at_least=0, bool quantile=False) -> Tensor";
   module.def("select_tokens", &keep_mask, "advantages"_a, "entropies"_a, "mask"_a, "ratio"_a, "scope"_a = 0,
-             "group_size"_a = 0, "group_ids"_a = nb::none());
+             "group_size"_a = 0, "group_ids"_a = nb::none(), "offsets"_a = nb::none(), "at_least"_a = 0,
+             "quantile"_a = false);
+  schemas["token_histogram"] =
+      "(Tensor advantages, Tensor entropies, Tensor mask, Tensor segments, Tensor prefixes, int level) -> Tensor";
+  module.def("token_histogram", &digit_counts, "advantages"_a, "entropies"_a, "mask"_a, "segments"_a, "prefixes"_a,
+             "level"_a);
+  schemas["select_tokens_above"] =
+      "(Tensor advantages, Tensor entropies, Tensor mask, Tensor segments, Tensor thresholds, Tensor ties) -> Tensor";
+  module.def("select_tokens_above", &keep_above, "advantages"_a, "entropies"_a, "mask"_a, "segments"_a,
+             "thresholds"_a, "ties"_a);
 }
 
 }  // namespace morlfast::bindings

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from morlfast import _ops
 from morlfast._arguments import as_floating, as_number, as_tensor, same_device
-from morlfast._rollouts import as_groups, check_groups_of_ranks, label_columns
+from morlfast._rollout_arguments import as_groups, check_groups_of_ranks, label_columns
 from morlfast.advantages import group_advantages
 
 

@@ -45,7 +45,12 @@ group_rows: Callable[..., Tensor] = _operators.group_rows.default
 linear_scan: Callable[..., Tensor] = _operators.linear_scan.default
 gae: Callable[..., tuple[Tensor, Tensor]] = _operators.gae.default
 whiten: Callable[..., Tensor] = _operators.whiten.default
+select_rollouts: Callable[..., Tensor] = _operators.select_rollouts.default
 select_tokens: Callable[..., Tensor] = _operators.select_tokens.default
+token_histogram: Callable[..., Tensor] = _operators.token_histogram.default
+select_tokens_above: Callable[..., Tensor] = _operators.select_tokens_above.default
+token_logprobs: Callable[..., tuple[Tensor, Tensor, Tensor]] = _operators.token_logprobs.default
+token_logprobs_gradient: Callable[..., Tensor] = _operators.token_logprobs_gradient.default
 
 
 # --- fakes: shapes and dtypes of results ---
@@ -183,16 +188,40 @@ def _fake_whiten(values: Tensor, mask: Tensor | None = None, *options: object, *
     return values.new_empty(values.shape)
 
 
-def _fake_select_tokens(
-    advantages: Tensor,
-    entropies: Tensor,
-    mask: Tensor,
-    ratio: float,
-    scope: int = 0,
-    group_size: int = 0,
-    group_ids: Tensor | None = None,
-) -> Tensor:
+def _fake_select_rollouts(rewards: Tensor, *others: object, **options: object) -> Tensor:
+    return rewards.new_empty(rewards.shape, dtype=torch.bool)
+
+
+def _fake_select_tokens(advantages: Tensor, entropies: Tensor, *others: object, **options: object) -> Tensor:
     return entropies.new_empty(entropies.shape, dtype=torch.bool)
+
+
+def _fake_token_histogram(
+    advantages: Tensor, entropies: Tensor, mask: Tensor, segments: Tensor, prefixes: Tensor, level: int
+) -> Tensor:
+    return prefixes.new_empty((*prefixes.shape, 256))
+
+
+def _fake_select_tokens_above(advantages: Tensor, entropies: Tensor, *others: object) -> Tensor:
+    return entropies.new_empty(entropies.shape, dtype=torch.bool)
+
+
+def _fake_token_logprobs(
+    logits: Tensor,
+    tokens: Tensor,
+    temperature: float = 1.0,
+    first_token: int = 0,
+    partial: bool = False,
+    entropy: bool = True,
+    ignore_index: int = -100,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if logits.dtype is torch.float64 else torch.float32
+    entropies = logits.new_empty(tokens.shape if entropy else (0,), dtype=dtype)
+    return logits.new_empty(tokens.shape, dtype=dtype), entropies, logits.new_empty(tokens.shape, dtype=dtype)
+
+
+def _fake_token_logprobs_gradient(logits: Tensor, *others: object, **options: object) -> Tensor:
+    return logits.new_empty(logits.shape)
 
 
 for _fake in (
@@ -214,7 +243,12 @@ for _fake in (
     _fake_linear_scan,
     _fake_gae,
     _fake_whiten,
+    _fake_select_rollouts,
     _fake_select_tokens,
+    _fake_token_histogram,
+    _fake_select_tokens_above,
+    _fake_token_logprobs,
+    _fake_token_logprobs_gradient,
 ):
     torch.library.register_fake(f"morlfast::{_fake.__name__.removeprefix('_fake_')}", _fake, lib=_library)
 
@@ -249,7 +283,9 @@ for _family, _kind, _names in (
     ("pareto", "_triton", ("non_dominated_sort", "is_non_dominated", "dominance_counts", "is_dominated_by")),
     ("advantages", "_triton", ("group_advantages", "group_advantages_out", "group_rows")),
     ("returns", "_triton", ("linear_scan", "gae", "whiten")),
-    ("tokens", "_triton", ("select_tokens",)),
+    ("rollouts", "_triton", ("select_rollouts",)),
+    ("tokens", "_triton", ("select_tokens", "token_histogram", "select_tokens_above")),
+    ("logprobs", "_triton", ("token_logprobs", "token_logprobs_gradient")),
 ):
     for _name in _names:
         _library.impl(_name, _launcher(_kind, _family, _name), "CUDA")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from morlfast import _ops
 from morlfast._arguments import as_floating, as_group_size, as_integer, as_number, as_tensor, same_device
-from morlfast._rollouts import as_groups, as_mask_or_lengths, check_groups_of_ranks, label_columns
+from morlfast._rollout_arguments import as_groups, as_mask_or_lengths, check_groups_of_ranks, label_columns
 from morlfast.advantage_presets import (
     PRESETS,
     AdvantageRules,

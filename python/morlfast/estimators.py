@@ -29,7 +29,7 @@ from morlfast._groups import (
     on_tokens,
     over_ranks,
 )
-from morlfast._rollouts import as_mask_or_lengths
+from morlfast._rollout_arguments import as_mask_or_lengths
 from morlfast.advantage_presets import PRESETS, AdvantageRules, rules_of
 from morlfast.advantages import group_advantages
 from morlfast.returns import linear_scan

@@ -50,7 +50,10 @@ void run_case(uint64_t seed) {
   check("linear_scan", check_linear_scan);
   check("gae", check_gae);
   check("whiten", check_whiten);
+  check("select_rollouts", check_select_rollouts);
   check("select_tokens", check_select_tokens);
+  check("token_histogram", check_token_histogram);
+  check("token_logprobs", check_token_logprobs);
 }
 
 void run_fixed() {

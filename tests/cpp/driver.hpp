@@ -230,6 +230,9 @@ void check_groups();
 void check_linear_scan(Random& random);
 void check_gae(Random& random);
 void check_whiten(Random& random);
+void check_select_rollouts(Random& random);
 void check_select_tokens(Random& random);
+void check_token_histogram(Random& random);
+void check_token_logprobs(Random& random);
 
 }  // namespace driver

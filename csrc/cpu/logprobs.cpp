@@ -1,0 +1,1 @@
+#include "morlfast/logprobs.hpp"

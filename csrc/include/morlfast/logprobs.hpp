@@ -1,0 +1,5 @@
+// Log-probabilities of tokens and entropies of their distributions.
+#pragma once
+#include <cstdint>
+
+namespace morlfast {}
