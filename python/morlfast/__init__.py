@@ -23,6 +23,7 @@ __all__ = [
     "Preset",
     "RepairedGroups",
     "RiskQuantiles",
+    "RolloutSelection",
     "SinglestreamTracker",
     "TokenAdvantages",
     "VTrace",
@@ -56,6 +57,7 @@ __all__ = [
     "epsilon_indicator",
     "expected_utility",
     "filter_non_dominated",
+    "filter_zero_variance",
     "fronts",
     "gae",
     "gd",
@@ -121,6 +123,7 @@ __all__ = [
     "sample_weights",
     "scaf_grpo_repair",
     "select_by_crowding",
+    "select_rollouts",
     "select_tokens",
     "simplex_lattice",
     "spacing",
@@ -286,6 +289,11 @@ try:
         win_rate_rewards,
         worst_group,
         worst_group_rewards,
+    )
+    from morlfast.rollouts import (
+        RolloutSelection,
+        filter_zero_variance,
+        select_rollouts,
     )
     from morlfast.scalarization import (
         achievement,

@@ -23,6 +23,14 @@ _DTYPES = (
 _MOST_COLUMNS = 8
 
 
+def rank_and_world_size(process_group: Any) -> tuple[int, int]:
+    if not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(
+            f"process_group: expected a torch.distributed.ProcessGroup that this rank is in, got {process_group!r}"
+        )
+    return dist.get_rank(process_group), dist.get_world_size(process_group)
+
+
 def gather_rows(process_group: Any, device: torch.device, *columns: Tensor) -> tuple[list[Tensor], slice]:
     """Every rank's rows in rank order, and which of them are this rank's.
 
@@ -31,11 +39,7 @@ def gather_rows(process_group: Any, device: torch.device, *columns: Tensor) -> t
     host waits for it; the second sums int64 words that are zero except for this rank's rows, so that NaN payloads and
     signed zeros arrive as they are.
     """
-    if not isinstance(process_group, dist.ProcessGroup):
-        raise TypeError(
-            f"process_group: expected a torch.distributed.ProcessGroup that this rank is in, got {process_group!r}"
-        )
-    rank, ranks = dist.get_rank(process_group), dist.get_world_size(process_group)
+    rank, ranks = rank_and_world_size(process_group)
     rows = columns[0].shape[0]
     shapes = [rows, *(x for column in columns for x in (_DTYPES.index(column.dtype), column.shape[1]))]
     shapes += [-1] * (1 + 2 * _MOST_COLUMNS - len(shapes))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
 from morlfast import _ops
-from morlfast._arguments import as_group_ids, as_group_size, as_number, same_device
+from morlfast._arguments import as_integer, as_number, same_device
+from morlfast._rollout_arguments import as_groups
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Scope = Literal["batch", "group", "sequence"]
 
@@ -15,14 +20,19 @@ _SCOPES = {"batch": 0, "group": 1, "sequence": 2}
 
 
 def select_tokens(
-    advantages: Tensor,
-    entropies: Tensor,
+    advantages: Tensor | None,
+    entropies: Tensor | None,
     mask: Tensor,
     ratio: float,
     *,
     scope: Scope = "batch",
     group_size: int | None = None,
     group_ids: Any = None,
+    offsets: Any = None,
+    score: Tensor | None = None,
+    at_least: int = 0,
+    threshold: Literal["exact", "quantile"] = "exact",
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     r"""Mask of the tokens with the largest :math:`|A_{it}| H_{it}`: D3S's second level of down-sampling.
 
@@ -35,20 +45,28 @@ def select_tokens(
         mask: (N, T) bool, uint8, signed integer or floating point; non-zero where a token is valid.
         ratio: share of the valid tokens to keep, 0 <= ratio <= 1.
         scope: what one threshold covers: the whole ``"batch"``, the rows of one ``"group"``, or each ``"sequence"``.
-        group_size, group_ids: as in `group_advantages`; one of them for ``scope="group"``, none otherwise.
+        group_size, group_ids, offsets: as in `group_advantages`; one of them for ``scope="group"``, none otherwise.
+        score: (N, T) in place of :math:`|A| H`, which may then be None; of any sign.
+        at_least: so many tokens of each scope are kept where it has them, whatever the ratio.
+        threshold: ``"exact"``, or ``"quantile"``: the mask of TRL's ``get_high_entropy_mask``, bit for bit. It keeps
+            the scores that reach the interpolated (1 - ratio)-quantile of the valid ones, as `torch.quantile` has it;
+            so one token more or fewer, more where scores are equal, and at least one.
+        process_group: scopes are of all ranks' rows, in rank order: this rank's part of the mask that one rank would
+            have for all of them. Histograms of the scores' digits are all-reduced, 6 to 18 times; scores are not moved.
 
     Returns:
         bool tensor (N, T) on the same device. Not differentiable.
 
     Scores are float32 (float64 when advantages or entropies are); bfloat16 and float16 are widened before the product.
     A NaN score is not valid: it neither counts nor is kept. The count is ``ceil(ratio * v * (1 - 2**-50))``, so that
-    0.1 of 30 tokens is 3 although 0.1 is a little more than a tenth in binary. O(N T): on the CPU at most three passes
-    over the inputs.
+    0.1 of 30 tokens is 3 although 0.1 is a little more than a tenth in binary. O(N T): on the CPU one pass over the
+    inputs as a rule, four at most.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
 
     Source: D3S, arXiv 2509.22115 (token level; the scope is an argument because descriptions of the paper disagree).
+    The quantile is that of TRL's ``top_entropy_quantile``, arXiv 2506.01939.
 
     >>> import torch
     >>> entropies = torch.tensor([[0.1, 2.0, 0.3], [1.0, 0.2, 0.0]])
@@ -56,40 +74,56 @@ def select_tokens(
     tensor([[False,  True, False],
             [ True, False, False]])
     """
+    if score is not None:
+        if not isinstance(score, Tensor) or not score.is_floating_point():
+            raise _not_floating("score", score)
+        name, entropies = "score", score
+        advantages = torch.ones((), dtype=score.dtype, device=score.device).expand(score.shape[:1])
+    else:
+        name = "entropies"
+        if not isinstance(advantages, Tensor) or not advantages.is_floating_point():
+            raise _not_floating("advantages", advantages)
+        if not isinstance(entropies, Tensor) or not entropies.is_floating_point():
+            raise _not_floating("entropies", entropies)
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask: expected a tensor, got {type(mask).__name__}")
-    if not isinstance(advantages, Tensor) or not advantages.is_floating_point():
-        raise _not_floating("advantages", advantages)
-    if not isinstance(entropies, Tensor) or not entropies.is_floating_point():
-        raise _not_floating("entropies", entropies)
     shape = entropies.shape
     if len(shape) != 2:
-        raise ValueError(f"entropies: expected shape (N, T), got {tuple(shape)}")
+        raise ValueError(f"{name}: expected shape (N, T), got {tuple(shape)}")
     if mask.shape != shape:
-        raise ValueError(f"mask: expected the shape of entropies {tuple(shape)}, got {tuple(mask.shape)}")
+        raise ValueError(f"mask: expected the shape of {name} {tuple(shape)}, got {tuple(mask.shape)}")
     if advantages.shape != shape and advantages.shape != shape[:1]:
         raise ValueError(f"advantages: expected shape ({shape[0]},) or {tuple(shape)}, got {tuple(advantages.shape)}")
     device = entropies.device
     if advantages.device != device or mask.device != device:
-        same_device("entropies", entropies, "advantages", advantages)
-        same_device("entropies", entropies, "mask", mask)
+        same_device(name, entropies, "advantages", advantages)
+        same_device(name, entropies, "mask", mask)
     ratio = as_number(ratio, "ratio")
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio: expected 0 <= ratio <= 1, got {ratio!r}")
     if scope not in _SCOPES:
         raise ValueError(f"scope: expected one of {', '.join(_SCOPES)}, got {scope!r}")
+    at_least = as_integer(at_least, "at_least")
+    if at_least < 0:
+        raise ValueError(f"at_least: expected an int >= 0, got {at_least}")
+    if threshold not in ("exact", "quantile"):
+        raise ValueError(f"threshold: expected one of exact, quantile, got {threshold!r}")
+    quantile = threshold == "quantile"
+    if quantile and at_least > 0:
+        raise ValueError(f'at_least: expected 0 for threshold="quantile", got {at_least}')
     if advantages.requires_grad or entropies.requires_grad or mask.requires_grad:
         advantages, entropies, mask = advantages.detach(), entropies.detach(), mask.detach()
-    if scope == "group":
-        if (group_size is None) == (group_ids is None):
-            raise ValueError('group_size, group_ids: expected exactly one of them for scope="group"')
-        if group_size is not None:
-            group_size = as_group_size(group_size, shape[0])
-        else:
-            group_ids = as_group_ids(group_ids, shape[0], "entropies", entropies)
-    elif group_size is not None or group_ids is not None:
-        raise ValueError(f'group_size, group_ids: expected neither for scope="{scope}"')
-    return _ops.select_tokens(advantages, entropies, mask, ratio, _SCOPES[scope], group_size or 0, group_ids)
+    if scope != "group" and not (group_size is None and group_ids is None and offsets is None):
+        raise ValueError(f'group_size, group_ids, offsets: expected none of them for scope="{scope}"')
+    if process_group is not None:
+        from morlfast._tokens_over_ranks import select_tokens_of_ranks
+
+        if scope != "sequence":
+            groups = None if scope == "batch" else (group_size, group_ids, offsets)
+            tensors = advantages, entropies, mask
+            return select_tokens_of_ranks(process_group, *tensors, ratio, groups, at_least, quantile)
+    size, ids, bounds = (0, None, None) if scope != "group" else as_groups(group_size, group_ids, offsets, entropies)
+    return _ops.select_tokens(advantages, entropies, mask, ratio, _SCOPES[scope], size, ids, bounds, at_least, quantile)
 
 
 def _not_floating(name: str, value: Any) -> TypeError:
