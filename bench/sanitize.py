@@ -153,6 +153,100 @@ def returns(rewards: Tensor, values: Tensor, mask: Tensor) -> None:
     check("whiten", lambda v, k: morlfast.whiten(v, k), values, mask, tolerance=1e-4)
 
 
+def tokens(advantages: Tensor, entropies: Tensor, mask: Tensor, offsets: Tensor) -> None:
+    scopes: tuple[dict[str, Any], ...] = ({}, {"scope": "group", "group_size": 4}, {"scope": "sequence"})
+    for options in (*scopes, {"at_least": 400}, {"threshold": "quantile"}):
+        check(
+            f"select_tokens {options}",
+            lambda a, h, k, options=options: morlfast.select_tokens(a, h, k, 0.2, **options),
+            advantages,
+            entropies,
+            mask,
+        )
+    check(
+        "select_tokens offsets",
+        lambda a, h, k, o: morlfast.select_tokens(a, h, k, 0.2, scope="group", offsets=o),
+        advantages,
+        entropies,
+        mask,
+        offsets,
+    )
+    segments, prefixes = torch.arange(len(mask)) % 3, torch.zeros(3, dtype=torch.int64)
+    for level in (0, 1):
+        check(
+            f"token_histogram {level}",
+            lambda a, h, k, s, p, level=level: torch.ops.morlfast.token_histogram(a, h, k, s, p + 0xBF * level, level),
+            advantages,
+            entropies,
+            mask,
+            segments,
+            prefixes,
+        )
+    check(
+        "select_tokens_above",
+        lambda a, h, k, s, p: torch.ops.morlfast.select_tokens_above(a, h, k, s, p + 0xBF000000, p + 2),
+        advantages,
+        entropies.ceil() / 4,
+        mask,
+        segments,
+        prefixes,
+    )
+
+
+def rollouts(rewards: Tensor, ids: Tensor, offsets: Tensor) -> None:
+    methods: tuple[Any, ...] = ("max_variance", "top", "bottom", "percentile")
+    for method in methods:
+        options: dict[str, Any] = {"method": method}
+        check(
+            f"select_rollouts {method}",
+            lambda r, o=options: morlfast.select_rollouts(r, 3, group_size=8, **o).mask,
+            rewards,
+        )
+        check(
+            f"select_rollouts {method} of the batch",
+            lambda r, o=options: morlfast.select_rollouts(r, 17, scope="batch", **o).indices,
+            rewards,
+        )
+        check(
+            f"select_rollouts {method} ids",
+            lambda r, i, o=options: morlfast.select_rollouts(r, 3, group_ids=i, **o).mask,
+            rewards,
+            ids,
+        )
+        check(
+            f"select_rollouts {method} offsets",
+            lambda r, b, o=options: morlfast.select_rollouts(r, 3, offsets=b, **o).mask,
+            rewards,
+            offsets,
+        )
+
+
+def logprobs(logits: Tensor, chosen: Tensor, hidden: Tensor, weight: Tensor) -> None:
+    def gradient_of(logits: Tensor, chosen: Tensor) -> Tensor:
+        leaf = logits.detach().requires_grad_()
+        found = morlfast.token_logprobs(leaf, chosen, temperature=0.7)
+        assert found.entropies is not None
+        return torch.autograd.grad((found.log_probs * 2 + found.entropies).sum(), leaf)[0]
+
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float64, 1e-12)):
+        check(
+            f"token_logprobs {dtype}",
+            lambda x, t: torch.stack([*morlfast.token_logprobs(x, t)]),  # type: ignore[arg-type]
+            logits.to(dtype),
+            chosen,
+            tolerance=1e-5,
+        )
+        check(f"token_logprobs {dtype} gradient", gradient_of, logits.to(dtype), chosen, tolerance=tolerance)
+    check(
+        "linear_token_logprobs",
+        lambda h, w, t: morlfast.linear_token_logprobs(h, w, t).log_probs,
+        hidden,
+        weight,
+        chosen,
+        tolerance=1e-4,
+    )
+
+
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -196,19 +290,19 @@ def main() -> None:
     mask = torch.rand(96, 300, generator=generator) < 0.7
     advantages(rewards, ids, mask)
     returns(torch.randn(9, 300, generator=generator), torch.randn(9, 300, generator=generator), mask[:9])
-    tokens = (
+    tokens(
         torch.randn(8, generator=generator),
         torch.rand(8, 300, generator=generator),
         torch.rand(8, 300, generator=generator) < 0.8,
+        torch.tensor([0, 3, 3, 8]),
     )
-    for scope, group_size in (("batch", None), ("group", 4), ("sequence", None)):
-        check(
-            f"select_tokens {scope}",
-            lambda a, h, k, scope=scope, group_size=group_size: morlfast.select_tokens(
-                a, h, k, 0.2, scope=scope, group_size=group_size
-            ),
-            *tokens,
-        )
+    rollouts(rewards[:, 1], ids, torch.tensor([0, 1, 40, 40, 96]))
+    logprobs(
+        torch.randn(2, 5, 3000, generator=generator),
+        torch.randint(0, 3000, (2, 5), generator=generator),
+        torch.randn(2, 5, 32, generator=generator),
+        torch.randn(3000, 32, generator=generator),
+    )
     torch.cuda.synchronize()
 
 

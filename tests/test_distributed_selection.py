@@ -175,7 +175,7 @@ def test_offsets_name_rows_of_one_rank_only(ranks):
     options = {"scope": "group", "offsets": [0, 2]}
     arguments = [(normal(2), normal(2, T), MASK[:2], 0.5, options) for _ in ranks.pipes]
     for answer in ranks.run_to_errors(tokens, arguments):
-        with pytest.raises(ValueError, match="^offsets: expected group_size or group_ids together with process_group"):
+        with pytest.raises(ValueError, match=r"^offsets: expected group_size or group_ids together with process_group"):
             raise answer
 
 

@@ -28,7 +28,12 @@ NAMES = [
     "linear_scan",
     "gae",
     "whiten",
+    "select_rollouts",
     "select_tokens",
+    "token_histogram",
+    "select_tokens_above",
+    "token_logprobs",
+    "token_logprobs_gradient",
 ]
 
 
@@ -103,8 +108,36 @@ def whitening(values: torch.Tensor, **options: Any) -> dict[str, Any]:
 
 
 def tokens(entropies: torch.Tensor, **options: Any) -> dict[str, Any]:
-    settings = {"ratio": 0.3, "scope": 0, "group_size": 0, "group_ids": None}
+    settings = {"ratio": 0.3, "scope": 0, "group_size": 0, "group_ids": None, "offsets": None}
+    settings |= {"at_least": 0, "quantile": False}
     return {"advantages": normal(8), "entropies": entropies, "mask": FLAGS} | settings | options
+
+
+def rollouts(rewards: torch.Tensor, k: int, **options: Any) -> dict[str, Any]:
+    settings = {"group_size": 0, "group_ids": None, "offsets": None, "method": 0, "uniform": None}
+    return {"rewards": rewards, "k": k} | settings | options
+
+
+def segmented(entropies: torch.Tensor, **options: Any) -> dict[str, Any]:
+    tensors = {"advantages": normal(8), "entropies": entropies, "mask": FLAGS, "segments": torch.arange(8) % 3}
+    return tensors | options
+
+
+LOGITS = normal(2, 4, 9, seed=4)
+TOKENS = torch.tensor([[0, 8, -100, 3], [5, 5, 1, 0]])
+
+
+def logprobs(logits: torch.Tensor, **options: Any) -> dict[str, Any]:
+    settings = {"temperature": 1.0, "first_token": 0, "partial": False, "entropy": True, "ignore_index": -100}
+    return {"logits": logits, "tokens": TOKENS} | settings | options
+
+
+def logprobs_gradient(logits: torch.Tensor, **options: Any) -> dict[str, Any]:
+    wide = F64 if logits.dtype is F64 else torch.float32
+    gradients = {name: normal(2, 4, seed=5).to(wide) for name in ("grad_log_probs", "grad_entropies")}
+    sums = {"log_sums": logits.to(wide).logsumexp(-1), "entropies": normal(2, 4, seed=6).abs().to(wide)}
+    settings = {"temperature": 1.0, "first_token": 0, "ignore_index": -100}
+    return {"logits": logits, "tokens": TOKENS} | sums | gradients | settings | options
 
 
 WIDE = normal(2, 7, 5, seed=3).double()
@@ -201,6 +234,36 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         tokens(normal(8, 5), advantages=normal(8, 5), mask=FLAGS.float(), scope=1, group_size=4),
         tokens(normal(5, 8).double().T, mask=FLAGS.long(), scope=1, group_ids=IDS),
         tokens(normal(8, 5).bfloat16(), ratio=1.0, scope=2),
+        tokens(normal(8, 5), scope=1, offsets=torch.tensor([0, 3, 3, 8]), at_least=4),
+        tokens(normal(8, 5), quantile=True),
+    ],
+    "select_rollouts": [
+        rollouts(normal(8), 2, group_size=4),
+        rollouts(normal(16).double()[::2], 3, group_ids=IDS, method=1),
+        rollouts(
+            normal(8).half(), 1, offsets=torch.tensor([0, 3, 3, 8]), method=3, uniform=normal(8).double().sigmoid()
+        ),
+        rollouts(normal(0), 0, group_size=1, method=2),
+    ],
+    "token_histogram": [
+        segmented(normal(8, 5, seed=1), prefixes=torch.zeros(3, dtype=torch.int64), level=0),
+        segmented(normal(5, 8).double().T, prefixes=torch.tensor([0xBF, 0x3F, 0]), level=1, mask=FLAGS.long()),
+    ],
+    "select_tokens_above": [
+        segmented(normal(8, 5), thresholds=torch.tensor([2**31, -1, 0]), ties=torch.tensor([1, 0, 2])),
+        segmented(normal(8, 5).double(), thresholds=torch.tensor([-(2**63), -1, 0]), ties=torch.tensor([1, 0, 2])),
+    ],
+    "token_logprobs": [
+        logprobs(LOGITS),
+        logprobs(normal(2, 5, 9)[:, :-1].bfloat16(), entropy=False),
+        logprobs(normal(9, 4, 2).double().permute(2, 1, 0), temperature=0.7),
+        logprobs(LOGITS[..., :4].half(), first_token=2, partial=True),
+    ],
+    "token_logprobs_gradient": [
+        logprobs_gradient(LOGITS),
+        logprobs_gradient(normal(2, 5, 9)[:, :-1].bfloat16(), grad_entropies=None, entropies=torch.empty(0)),
+        logprobs_gradient(normal(9, 4, 2).double().permute(2, 1, 0), temperature=0.7, grad_log_probs=None),
+        logprobs_gradient(LOGITS[..., :4], first_token=2),
     ],
 }
 
@@ -268,6 +331,24 @@ PUBLIC: dict[str, tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]] 
     "select_tokens groups": (
         lambda a, h, v, g: morlfast.select_tokens(a, h, v, 0.3, scope="group", group_ids=g),
         (normal(8), normal(8, 5), FLAGS, IDS),
+    ),
+    "select_tokens bounds": (
+        lambda s, v, b: morlfast.select_tokens(None, None, v, 0.3, scope="group", offsets=b, score=s, at_least=2),
+        (normal(8, 5), FLAGS, torch.tensor([0, 3, 3, 8])),
+    ),
+    "select_rollouts": (lambda r: morlfast.select_rollouts(r, 2, group_size=4).mask, (normal(8),)),
+    "select_rollouts groups": (lambda r, g: morlfast.select_rollouts(r, 2, group_ids=g).indices, (normal(8), IDS)),
+    "filter_zero_variance": (
+        lambda r, g: morlfast.filter_zero_variance(r, group_ids=g, least_std=1e-6).mask,
+        (normal(8), IDS),
+    ),
+    "token_logprobs": (
+        lambda x, t: morlfast.token_logprobs(x, t, temperature=0.7).entropies,
+        (LOGITS, TOKENS),
+    ),
+    "linear_token_logprobs": (
+        lambda h, w, t: morlfast.linear_token_logprobs(h, w, t).log_probs,
+        (normal(2, 4, 6), normal(9, 6), TOKENS),
     ),
 }
 
@@ -413,7 +494,8 @@ def test_export_with_a_dynamic_batch():
         assert torch.equal(program.module()(points), expected)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+# The number of selected rows is not known without values.
+@pytest.mark.parametrize("name", [name for name in PUBLIC if "rollouts" not in name and "variance" not in name])
 def test_meta_tensors_give_meta_results(name):
     function, inputs = PUBLIC[name]
     real, meta = function(*inputs), function(*[x.to("meta") for x in inputs])
