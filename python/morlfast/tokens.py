@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from morlfast import _ops
 from morlfast._arguments import as_integer, as_number, same_device
+from morlfast._groups import can_look
 from morlfast._rollout_arguments import as_groups
 
 if TYPE_CHECKING:
@@ -129,3 +130,110 @@ def select_tokens(
 def _not_floating(name: str, value: Any) -> TypeError:
     came = value.dtype if isinstance(value, Tensor) else type(value).__name__
     return TypeError(f"{name}: expected a floating-point tensor, got {came}")
+
+
+class PackedTokens(NamedTuple):
+    """Where the tokens of a mask are, and the two ways between (N, T, ...) and (K, ...); `pack_tokens` makes it."""
+
+    indices: Tensor
+    """(K,) int64 positions n T + t in row order; with a fixed size, N T in the entries that hold no token."""
+    offsets: Tensor
+    """(N + 1,) int64: the tokens of row n are entries offsets[n] to before offsets[n + 1]."""
+    shape: tuple[int, int]
+    """(N, T)."""
+    size: int | None = None
+    """K, where it was fixed."""
+
+    def pack(self, x: Tensor) -> Tensor:
+        """The tokens' entries of ``x`` (N, T, ...), (K, ...); zeros in entries without a token.
+
+        Of any strides and dtype, read without a copy of ``x``; differentiable.
+        """
+        self._check("x", x, self.shape)
+        if self.size is None:
+            return x[self._rows_and_columns(self.indices)]
+        n, t = self.shape
+        if n * t == 0:
+            return torch.cat([x.flatten(0, 1), x.new_zeros(self.size, *x.shape[2:])])
+        without_token = (self.indices == n * t).view(-1, *[1] * (x.dim() - 2))
+        return x[self._rows_and_columns(self.indices.clamp(max=n * t - 1))].masked_fill(without_token, 0)
+
+    def unpack(self, values: Tensor, fill: float = 0) -> Tensor:
+        """(N, T, ...) with ``values`` (K, ...) at the tokens and ``fill`` elsewhere; differentiable in values."""
+        self._check("values", values, self.indices.shape)
+        n, t = self.shape
+        spare = 0 if self.size is None else 1  # where entries without a token go
+        flat = values.new_full((n * t + spare, *values.shape[1:]), fill).index_copy_(0, self.indices, values)
+        return flat[: n * t].view(n, t, *values.shape[1:])
+
+    def _rows_and_columns(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        t = max(self.shape[1], 1)
+        return indices // t, indices % t
+
+    def _check(self, name: str, tensor: Any, leading: tuple[int, ...]) -> None:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.shape[: len(leading)] != leading:
+            sizes = ", ".join(map(str, leading))
+            raise ValueError(f"{name}: expected shape ({sizes}, ...), got {tuple(tensor.shape)}")
+        same_device("the mask", self.indices, name, tensor)
+
+
+def pack_tokens(mask: Tensor, *, size: int | None = None) -> PackedTokens:
+    """Where the tokens of a mask are, so that a head or a loss runs on these alone.
+
+    Args:
+        mask: (N, T) bool, uint8, signed integer or floating point; a token where it is not zero.
+        size: a fixed number K of entries, at least the number of tokens: for `torch.compile(fullgraph=True)`, CUDA
+            graphs, and to not wait for a GPU. Entries without a token pack as zeros and are dropped by unpacking.
+
+    Returns:
+        `PackedTokens`: ``indices`` (K,), ``offsets`` (N + 1,) and ``shape`` (N, T), with ``pack(x)`` from (N, T, ...)
+        to (K, ...) and ``unpack(values, fill=0)`` back, both differentiable. No token gives K = 0. O(N T).
+
+    Without ``size`` the host waits for a GPU to tell K, and a compiled graph breaks there. More tokens than ``size`` are
+    an error on the CPU; a GPU, and a compiled graph, do not look: the first ``size`` tokens are packed, the others are
+    left out, and ``offsets`` says so.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    >>> import torch
+    >>> packed = pack_tokens(torch.tensor([[True, False, True], [False, True, False]]))
+    >>> packed.indices, packed.offsets
+    (tensor([0, 2, 4]), tensor([0, 2, 3]))
+    >>> hidden = torch.arange(6.0).view(2, 3)
+    >>> packed.unpack(packed.pack(hidden) * 10, fill=-1)
+    tensor([[ 0., -1., 20.],
+            [-1., 40., -1.]])
+    """
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask: expected a tensor, got {type(mask).__name__}")
+    if mask.dtype.is_complex:
+        raise TypeError(f"mask: expected bools, integers or floats, got {mask.dtype}")
+    if mask.dim() != 2:
+        raise ValueError(f"mask: expected shape (N, T), got {tuple(mask.shape)}")
+    n, t = mask.shape
+    holds = mask if mask.dtype is torch.bool else mask.detach() != 0
+    offsets = torch.nn.functional.pad(holds.sum(1).cumsum(0), (1, 0))
+    if size is None:
+        return PackedTokens(holds.flatten().nonzero().squeeze(1), offsets, (n, t))
+    size = as_integer(size, "size")
+    if size < 0:
+        raise ValueError(f"size: expected an int >= 0, got {size}")
+    if can_look(offsets) and int(offsets[-1]) > size:
+        raise ValueError(f"size: expected at least the {int(offsets[-1])} tokens of the mask, got {size}")
+    indices = torch.nonzero_static(holds.flatten(), size=size, fill_value=n * t).squeeze(1)
+    return PackedTokens(indices, offsets.clamp(max=size), (n, t), size)
+
+
+def unpack_tokens(values: Tensor, packed: PackedTokens, fill: float = 0) -> Tensor:
+    """`PackedTokens.unpack` as a function: ``values`` (K, ...) to their places in (N, T, ...), ``fill`` elsewhere.
+
+    >>> import torch
+    >>> unpack_tokens(torch.tensor([1.5]), pack_tokens(torch.tensor([[0, 1]])))
+    tensor([[0.0000, 1.5000]])
+    """
+    if not isinstance(packed, PackedTokens):
+        raise TypeError(f"packed: expected what pack_tokens returns, got {type(packed).__name__}")
+    return packed.unpack(values, fill)
