@@ -34,9 +34,11 @@ print(consumer.best_points([[1.0, 0.0], [0.0, 1.0]], points))
 advantages = consumer.group_advantages([1.0, 3.0, 5.0, 5.0], 2, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
 print([round(a, 3) for a in advantages])
 print(consumer.reward_to_go([1.0, 2.0, 3.0]))
+print(consumer.select_rollouts([0.0, 1.0, 0.5, 0.25, 2.0, 2.0, 2.0, 5.0], 4, 2))
 """
     done = run_python(["-c", script], [folder])
     # Enough fronts that the library goes parallel: the consumer's OpenMP came with the target.
     printed = ["0.5", "10000.0", "[0, 0, 1, 0] [0, 1, 1, 0]", "[0, 0, 3, 0] (2, 4)", "[1, 0]"]
     printed += ["[-0.707, 0.0, 0.707, 0.707, 0.0, 0.0, 0.0, 0.0]", "[6.0, 5.0, 3.0]"]
+    printed += ["[1, 1, 0, 0, 1, 0, 0, 1]"]
     assert done.stdout.splitlines() == printed, done.stderr

@@ -42,7 +42,12 @@ def test_the_wheel_imports(version: str, installed: Path, tmp_path: Path, run_py
         "is_non_dominated",
         "linear_scan",
         "non_dominated_sort",
+        "select_rollouts",
         "select_tokens",
+        "select_tokens_above",
+        "token_histogram",
+        "token_logprobs",
+        "token_logprobs_gradient",
         "whiten",
     ]
     assert done.stdout == f"{version.split('.')[1]} {operators} split\n", done.stderr

@@ -9,6 +9,7 @@
 #include <morlfast/indicators.hpp>
 #include <morlfast/pareto.hpp>
 #include <morlfast/returns.hpp>
+#include <morlfast/rollouts.hpp>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -103,6 +104,15 @@ std::vector<double> reward_to_go(const std::vector<double>& rewards) {
   return returns;
 }
 
+/// k of each group of rewards with the largest variance.
+std::vector<int> select_rollouts(const std::vector<double>& rewards, int64_t group_size, int64_t k) {
+  const auto n = static_cast<int64_t>(rewards.size());
+  const std::unique_ptr<bool[]> selected(new bool[rewards.size()]);
+  morlfast::select_rollouts(matrix(rewards, 1), k, morlfast::Selection::max_variance, nullptr,
+                            morlfast::Groups::contiguous(n, group_size), selected.get());
+  return {selected.get(), selected.get() + n};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(consumer, module) {
@@ -114,4 +124,5 @@ PYBIND11_MODULE(consumer, module) {
   module.def("best_points", &best_points);
   module.def("group_advantages", &group_advantages);
   module.def("reward_to_go", &reward_to_go);
+  module.def("select_rollouts", &select_rollouts);
 }
