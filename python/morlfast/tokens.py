@@ -191,9 +191,9 @@ def pack_tokens(mask: Tensor, *, size: int | None = None) -> PackedTokens:
         `PackedTokens`: ``indices`` (K,), ``offsets`` (N + 1,) and ``shape`` (N, T), with ``pack(x)`` from (N, T, ...)
         to (K, ...) and ``unpack(values, fill=0)`` back, both differentiable. No token gives K = 0. O(N T).
 
-    Without ``size`` the host waits for a GPU to tell K, and a compiled graph breaks there. More tokens than ``size`` are
-    an error on the CPU; a GPU, and a compiled graph, do not look: the first ``size`` tokens are packed, the others are
-    left out, and ``offsets`` says so.
+    Without ``size`` the host waits for a GPU to tell K, and a compiled graph breaks there. More tokens than ``size``
+    are an error on the CPU; a GPU, and a compiled graph, do not look: the first ``size`` tokens are packed, the others
+    are left out, and ``offsets`` says so.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
