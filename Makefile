@@ -44,7 +44,7 @@ integrations: $(INSTALLED) $(VENV)/integrations.stamp $(TRAINERS:%=trainer-%) ##
 
 .PHONY: $(TRAINERS:%=trainer-%)
 $(TRAINERS:%=trainer-%): trainer-%: $(INSTALLED) $(VENV)/test.stamp $(VENV)/trainer-%.stamp
-	PYTHONPATH=$(CURDIR)/$(VENV)/trainers/$* $(BIN)/python -m pytest tests/trainers/test_$(subst -,_,$*).py
+	PYTHONPATH=$(CURDIR)/$(VENV)/trainers/$* $(BIN)/python -m pytest tests/trainers/test_$(subst -,_,$*)*.py
 
 # ---- how a kernel is trusted, without a GPU ----
 
