@@ -515,8 +515,8 @@ def token_mean(
     like = as_tokens(values, "values")
     on = as_mask(mask, like, "values")
     kept = as_mask(keep, like, "values", "keep")
-    dtype = torch.float64 if values.dtype is torch.float64 else torch.float32
-    total = torch.where(kept & on, values, 0).sum(dtype=dtype)
+    dtype = torch.float64 if like.dtype is torch.float64 else torch.float32
+    total = torch.where(kept & on, as_floating(values, "values"), 0).sum(dtype=dtype)
     return total / _denominator(kept, on, loss_denominator, process_group).to(dtype)
 
 
