@@ -1,11 +1,11 @@
-"""torchrl's `MCAdvantage` for one or many objectives, by all rules of `morlfast.group_advantages`."""
+"""torchrl's `MCAdvantage` for one or many objectives, by all rules of `morlfast.group_advantages`, and PODS for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from torch import Tensor
 from morlfast.advantage_presets import rules_of
 from morlfast.advantages import group_advantages
 from morlfast.integrations import check_version, needs_extra
+from morlfast.rollouts import Method, select_rollouts
 
 try:
-    from torchrl.objectives.llm import MCAdvantage  # first, since tensordict comes with it
+    from torchrl.objectives.llm import MCAdvantage, MCAdvantageSelector  # first, since tensordict comes with it
 except ModuleNotFoundError as error:
     raise needs_extra(error, "torchrl", "torchrl") from error
 from tensordict import TensorDictBase
@@ -121,6 +122,59 @@ class MultiObjectiveAdvantage(MCAdvantage):  # type: ignore[misc]  # torchrl is 
         flat = rewards.reshape(-1, rewards.shape[-1] if rewards.dim() > 1 else 1)
         weights = None if self.weights is None else self.weights.to(flat.device)
         return group_advantages(flat, len(flat), weights=weights, **asdict(self.rules)).reshape(_one_objective(rewards))
+
+
+class PODSSelector(MCAdvantageSelector):  # type: ignore[misc]
+    """A `candidate_selector` of `MCAdvantage` or `MultiObjectiveAdvantage`: the subset whose returns vary the most.
+
+    Of n = `candidate_group_size` trajectories of a prompt it takes `grpo_size`, as `morlfast.select_rollouts` does.
+    Only these are written, and advantages are of them alone, as in PODS.
+
+    Args:
+        method: ``"max_variance"``, or another of `select_rollouts` to compare with. ``"random"`` and ``"stratified"``
+            draw from torch's global generator.
+        in_keys: the first is the candidates' scalar to look at, `["return"]` by default (with several objectives the
+            weighted return).
+        any_version: also with a version of torchrl other than those that this was compared with, and their patch
+            releases.
+
+    `MCAdvantage` asks as soon as there are `candidate_selection_min_size` candidates, by default `grpo_size`, of which
+    nothing can be selected: ValueError. Set it to `candidate_group_size`, so that all n are waited for.
+
+    A return that is NaN is not selected. None, whereupon torchrl waits for more candidates or drops the group: where
+    fewer than `grpo_size` are not NaN, or where `keep_return_bounds` exclude the mean of the selected.
+
+    Source: PODS, arXiv 2504.13818.
+
+    >>> from tensordict import TensorDict
+    >>> candidates = TensorDict({"return": torch.tensor([0.4, 1.0, 0.0, 0.6])}, batch_size=[4])
+    >>> PODSSelector().select(candidates, group_size=2)
+    [1, 2]
+    """
+
+    def __init__(
+        self, method: Method = "max_variance", *, in_keys: list[Any] | None = None, any_version: bool = False
+    ) -> None:
+        check_version("torchrl", CHECKED_VERSIONS, any_version, later_patches=True, extra="torchrl")
+        super().__init__(in_keys=in_keys)
+        if method not in get_args(Method):
+            raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
+        self.method = method
+
+    def select(
+        self, candidates: TensorDictBase, *, group_size: int, keep_return_bounds: tuple[float, float] | None = None
+    ) -> list[int] | None:
+        """Candidates to train on, ascending; see `MCAdvantageSelector.select`."""
+        returns = self._values(candidates)
+        if len(returns) <= group_size:
+            raise ValueError(
+                f"candidate_selection_min_size: expected more candidates than grpo_size={group_size} to select from, "
+                f"got {len(returns)}; set it to a candidate_group_size above grpo_size"
+            )
+        chosen = select_rollouts(returns, group_size, group_size=len(returns), method=self.method).indices.tolist()
+        if len(chosen) < group_size or not self._accepted(returns, chosen, keep_return_bounds):
+            return None
+        return chosen
 
 
 def _one_objective(rewards: Tensor) -> list[int]:

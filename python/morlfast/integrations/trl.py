@@ -1,4 +1,4 @@
-"""Advantages of TRL's `GRPOTrainer` by other rules: `class Trainer(MultiObjectiveMixin, GRPOTrainer)`."""
+"""Advantages of TRL's `GRPOTrainer` by other rules, and which of its rollouts and tokens it trains on."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from morlfast.advantage_presets import AdvantageRules, rules_of
 from morlfast.advantages import group_advantages
+from morlfast.downsampling import D3S, PODS
 from morlfast.integrations import check_version, needs_extra
 
 try:
     from trl import GRPOTrainer
 except ModuleNotFoundError as error:
     raise needs_extra(error, "trl", "trl") from error
+from morlfast.integrations._trl_downsampling import DownSampling
 
 CHECKED_VERSIONS = ("1.16.0",)
 
-_Trainer: Any = object  # behind which a trainer stands, so that it has all of a GRPOTrainer's attributes
 
-
-class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
+class MultiObjectiveMixin(DownSampling):
     """Advantages of a `GRPOTrainer` from `morlfast.group_advantages`, with all of its rules.
 
     ::
@@ -74,6 +74,7 @@ class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
         multi_objective: str | None = None,
         advantage_preset: str | None = None,
         advantage_rules: Mapping[str, Any] | None = None,
+        down_sampling: D3S | PODS | None = None,
         any_version: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -86,8 +87,11 @@ class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
             self.advantage_preset = advantage_preset
         if advantage_rules is not None:
             self.advantage_rules = advantage_rules
+        if down_sampling is not None:
+            self.down_sampling = down_sampling
         super().__init__(*args, **kwargs)
-        # What is wrong with the rules or the weights shall not wait for the first generation.
+        # What is wrong with the options or the weights shall not wait for the first generation.
+        self._check_down_sampling()
         rewards = torch.zeros(2, len(self.reward_funcs))
         self._group_advantages(rewards, group_size=2, lengths=torch.ones(2, dtype=torch.int64))
 
@@ -107,6 +111,12 @@ class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
             lengths = self.accelerator.gather(counted.sum(1))
         size = self.num_generations if mode == "train" else self.num_generations_eval
         advantages = self._group_advantages(rewards, group_size=size, lengths=lengths)
+        rows = None
+        if mode == "train" and self.down_sampling is not None:
+            rows = self._select_rollouts(rewards, advantages)
+            if isinstance(self.down_sampling, PODS) and self.down_sampling.renormalize:
+                kept_lengths = None if lengths is None else lengths[rows]
+                advantages[rows] = self._group_advantages(rewards[rows], self.down_sampling.k, kept_lengths)
 
         rollouts = len(output["advantages"])
         first = self.accelerator.process_index * rollouts
@@ -118,7 +128,12 @@ class MultiObjectiveMixin(_Trainer):  # type: ignore[misc]
         for _ in range(min(len(advantages), len(logged))):
             logged.pop()
         logged.extend(advantages.tolist())
-        return output
+        if self.down_sampling is not None:
+            trained_on = torch.zeros(len(advantages), dtype=torch.bool, device=advantages.device)
+            if rows is not None:
+                trained_on[rows] = True
+            self._logs["extra"]["trained_on"].extend(trained_on.tolist())
+        return output if rows is None else self._down_sampled(output, rows)
 
     def _group_advantages(self, rewards: Tensor, group_size: int, lengths: Tensor | None) -> Tensor:
         rules = self._advantage_rules()
