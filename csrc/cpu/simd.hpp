@@ -9,6 +9,9 @@ inline constexpr int kBestQueries = 32, kBestPiece = 8;
 /// Points that least_value takes at once.
 inline constexpr int kLeastPoints = 16;
 
+/// Keys that cut_keys takes at once.
+inline constexpr int64_t kCutKeys = 4096;
+
 struct SimdTable {
   const char* name;
   /// target[i] &= source[i]
@@ -49,6 +52,12 @@ struct SimdTable {
                         uint32_t* keys);
   void (*score_keys_64)(const double* advantage, const double* entropy, const uint8_t* valid, int64_t count,
                         uint64_t* keys);
+  /// above[i] = keys[i] > high; writes the ascending i with low <= keys[i] <= high to `inside` and returns their number.
+  /// counts[0] += keys above, counts[1] += keys that are not 0. Takes up to kCutKeys keys.
+  int64_t (*cut_keys_32)(const uint32_t* keys, int64_t count, uint32_t low, uint32_t high, uint8_t* above,
+                         int32_t* inside, int64_t* counts);
+  int64_t (*cut_keys_64)(const uint64_t* keys, int64_t count, uint64_t low, uint64_t high, uint8_t* above,
+                         int32_t* inside, int64_t* counts);
 
   /// flags[i] = 1 where bits[i] & keep is not 0, else 0
   void (*flags_16)(const uint16_t* bits, int64_t count, uint16_t keep, uint8_t* flags);
@@ -84,6 +93,26 @@ struct SimdTable {
   /// value up to `enough` as soon as there is one. Looks from point *first on, and leaves there where it ended.
   double (*least_value)(int best, bool ordinary, const double* columns, int64_t n, int64_t m, const double* query,
                         double enough, int64_t* first);
+
+  /// 16-bit floats as float32, and back, rounded to nearest even.
+  void (*widen_bfloat16)(const uint16_t* values, int64_t count, float* out);
+  void (*widen_float16)(const uint16_t* values, int64_t count, float* out);
+  void (*narrow_bfloat16)(const float* values, int64_t count, uint16_t* out);
+  void (*narrow_float16)(const float* values, int64_t count, uint16_t* out);
+  /// The largest value, NaN passed over; -inf of none.
+  float (*largest_32)(const float* values, int64_t count);
+  double (*largest_64)(const double* values, int64_t count);
+  // With d = (value - from) * factor - rest, which is at most about 0; exp(d) is exactly 0 below -87.7 (-709 in 64
+  // bits).
+  /// Adds to `sums`: exp(d) where d is not 0, the number of those where it is, and exp(d) d (if `moment`).
+  void (*add_exponentials_32)(const float* values, int64_t count, float from, float factor, bool moment, double* sums);
+  void (*add_exponentials_64)(const double* values, int64_t count, double from, double factor, bool moment,
+                              double* sums);
+  /// out = exp(d) (constant + slope d)
+  void (*entropy_slopes_32)(const float* values, int64_t count, float from, float factor, float rest, float constant,
+                            float slope, float* out);
+  void (*entropy_slopes_64)(const double* values, int64_t count, double from, double factor, double rest,
+                            double constant, double slope, double* out);
 };
 
 /// The best level that this processor runs; MORLFAST_SIMD=<name> picks a lower one.

@@ -282,6 +282,31 @@ void score_keys_64(const double* __restrict advantage, const double* __restrict 
   }
 }
 
+template <class Key>
+int64_t cut_keys(const Key* __restrict keys, int64_t count, Key low, Key high, uint8_t* __restrict above,
+                 int32_t* __restrict inside, int64_t* counts) {
+  uint8_t flags[kCutKeys];
+  int32_t larger = 0, valid = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    const bool is_above = keys[j] > high;
+    above[j] = is_above;
+    flags[j] = (keys[j] >= low) & !is_above;
+    larger += is_above;
+    valid += keys[j] != 0;
+  }
+  counts[0] += larger;
+  counts[1] += valid;
+  int64_t found = 0, j = 0;
+  for (; j + 8 <= count; j += 8) {  // mostly none of them
+    uint64_t eight;
+    __builtin_memcpy(&eight, flags + j, sizeof eight);
+    for (; eight != 0; eight &= eight - 1) inside[found++] = static_cast<int32_t>(j + __builtin_ctzll(eight) / 8);
+  }
+  for (; j < count; ++j)
+    if (flags[j] != 0) inside[found++] = static_cast<int32_t>(j);
+  return found;
+}
+
 template <class Bits>
 void flags_of(const Bits* __restrict bits, int64_t count, Bits keep, uint8_t* __restrict flags) {
   for (int64_t i = 0; i < count; ++i) flags[i] = (bits[i] & keep) != 0;
@@ -561,6 +586,222 @@ double least_value(int best, bool ordinary, const double* columns, int64_t n, in
   return kOf[best - kChebyshev][ordinary](columns, n, m, query, enough, first);
 }
 
+void widen_bfloat16(const uint16_t* __restrict values, int64_t count, float* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = __builtin_bit_cast(float, static_cast<uint32_t>(values[i]) << 16);
+}
+
+void widen_float16(const uint16_t* __restrict values, int64_t count, float* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = values[i], sign = (bits & 0x8000) << 16, rest = bits & 0x7fff;
+    const uint32_t normal = (rest << 13) + (rest >= 0x7c00 ? 0x70000000 : 0x38000000);
+    const uint32_t subnormal = __builtin_bit_cast(uint32_t, static_cast<float>(static_cast<int32_t>(rest)) * 0x1p-24f);
+    out[i] = __builtin_bit_cast(float, sign | (rest < 0x400 ? subnormal : normal));
+  }
+}
+
+void narrow_bfloat16(const float* __restrict values, int64_t count, uint16_t* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, values[i]);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    out[i] = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+  }
+}
+
+void narrow_float16(const float* __restrict values, int64_t count, uint16_t* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, values[i]);
+    const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    const uint32_t normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    // Adding 0.5 leaves the rounded multiple of 2^-24 in the low bits.
+    const uint32_t subnormal = __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, magnitude) + 0.5f) - 0x3f000000;
+    const uint32_t finite = magnitude < 0x38800000 ? subnormal : normal;
+    const uint32_t large = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+    out[i] = static_cast<uint16_t>(sign | (magnitude >= 0x477ff000 ? large : finite));
+  }
+}
+
+typedef float Floats __attribute__((vector_size(kVectorBytes)));
+
+/// a > b ? a : b in every lane, so b beside NaN.
+Floats larger(Floats a, Floats b) {
+#if defined(__AVX512BW__)
+  return (Floats)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (Floats)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+/// exp(d) = 2^n (1 + f + f^2 (k[0] + k[1] f + ...)) with d = n ln 2 + f. Adding `shift` leaves n, plus the exponent's
+/// bias, in the low bits of the sum; at `least` that is 0, and so is the power then. The coefficients minimize the
+/// largest relative error for |f| <= ln(2) / 2: 1.0e-7 and 3.6e-18.
+template <class T>
+struct Exponential;
+
+template <>
+struct Exponential<float> {
+  typedef Floats Vector;
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kMantissa = 23;
+  static constexpr float least = -0x1.601e68p+6f, shift = 0x1.8p+23f + 127, log2_e = 0x1.715476p+0f;
+  static constexpr float high = 0x1.62e4p-1f, low = 0x1.7f7d1cp-20f;
+  static constexpr float k[] = {0.499992317617f, 0.166671144828f, 0.041890117542f, 0.00831252448549f};
+};
+
+template <>
+struct Exponential<double> {
+  typedef Lanes Vector;
+  typedef uint64_t Bits __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kMantissa = 52;
+  static constexpr double least = -0x1.628b76e3a7b61p+9, shift = 0x1.8p+52 + 1023, log2_e = 0x1.71547652b82fep+0;
+  static constexpr double high = 0x1.62e42feep-1, low = 0x1.a39ef35793c76p-33;
+  static constexpr double k[] = {0.50000000000000106178,     0.16666666666666412751,   0.041666666666530255262,
+                                 0.0083333333334943458537,   0.0013888888943600931249, 0.00019841269506759570033,
+                                 0.000024801493132468677096, 2.7557586277150177654e-6, 2.7630235361320596328e-7,
+                                 2.500007122327542034e-8};
+};
+
+template <class T>
+using VectorOf = typename Exponential<T>::Vector;
+
+template <class T>
+[[gnu::always_inline]] inline VectorOf<T> loaded(const T* values) {
+  VectorOf<T> vector;
+  __builtin_memcpy(&vector, values, sizeof vector);
+  return vector;
+}
+
+/// Sets d to at least Exponential::least, NaN stays, and returns exp(d).
+template <class T>
+[[gnu::always_inline]] inline VectorOf<T> exponential(VectorOf<T>& d) {
+  using E = Exponential<T>;
+  using Vector = typename E::Vector;
+  using Bits = typename E::Bits;
+  d = larger(Vector{} + E::least, d);
+  const Vector shifted = d * E::log2_e + E::shift;
+  const Vector n = shifted - E::shift;
+  const Vector power = (Vector)((Bits)shifted << E::kMantissa);
+  const Vector f = (d - n * E::high) - n * E::low;
+  constexpr int kTerms = sizeof E::k / sizeof(T);
+  Vector sum = Vector{} + E::k[kTerms - 1];
+  for (int i = kTerms - 2; i >= 0; --i) sum = sum * f + E::k[i];
+  return ((sum * f + T{1}) * f + T{1}) * power;
+}
+
+// Sums are the same at every SIMD level: kSumLanes of them side by side, and of eight neighbours of a lane as a tree.
+constexpr int64_t kSumLanes = 16, kTree = 8, kSumBlock = kSumLanes * kTree;
+
+template <class T, bool kMoment>
+struct Exponentials {
+  using Vector = VectorOf<T>;
+  using Bits = typename Exponential<T>::Bits;
+  static constexpr int64_t kWidth = kVectorBytes / sizeof(T), kParts = kSumLanes / kWidth;
+
+  Vector sum, moment;
+  Bits ones;
+
+  template <int64_t kCount>
+  [[gnu::always_inline]] static inline Exponentials of(const T* values, T from, T factor) {
+    if constexpr (kCount > 1) {
+      Exponentials first = of<kCount / 2>(values, from, factor);
+      first += of<kCount / 2>(values + kCount / 2 * kSumLanes, from, factor);
+      return first;
+    } else {
+      Vector d = (loaded(values) - from) * factor;
+      const Vector e = exponential<T>(d);
+      const Bits one = (Bits)(d == Vector{});
+      return {(Vector)((Bits)e & ~one), kMoment ? e * d : Vector{}, Bits{} - one};
+    }
+  }
+
+  [[gnu::always_inline]] inline void operator+=(const Exponentials& other) {
+    sum += other.sum;
+    if constexpr (kMoment) moment += other.moment;
+    ones += other.ones;
+  }
+};
+
+template <class T>
+constexpr T kLowest = -__builtin_inf();
+
+/// Copies `count` values and fills up with -inf.
+template <class T, int64_t kCount>
+void fill_up(const T* values, int64_t count, T (&out)[kCount]) {
+  for (int64_t i = 0; i < kCount; ++i) out[i] = i < count ? values[i] : kLowest<T>;
+}
+
+template <class T>
+T largest_of(const T* values, int64_t count) {
+  constexpr int64_t kWidth = kVectorBytes / sizeof(T), kUnroll = 4, kBlock = kUnroll * kWidth;
+  const int64_t whole = count / kBlock * kBlock;
+  T rest[kBlock];
+  fill_up(values + whole, count - whole, rest);
+  VectorOf<T> largest[kUnroll];
+  for (int64_t u = 0; u < kUnroll; ++u) largest[u] = larger(loaded(rest + u * kWidth), VectorOf<T>{} + kLowest<T>);
+  for (int64_t i = 0; i < whole; i += kBlock)
+    for (int64_t u = 0; u < kUnroll; ++u) largest[u] = larger(loaded(values + i + u * kWidth), largest[u]);
+  largest[0] = larger(larger(largest[0], largest[1]), larger(largest[2], largest[3]));
+  T result = largest[0][0];
+  for (int64_t i = 1; i < kWidth; ++i) result = largest[0][i] > result ? largest[0][i] : result;
+  return result;
+}
+
+template <class T, bool kMoment>
+void add_exponentials_of(const T* values, int64_t count, T from, T factor, double* sums) {
+  using Parts = Exponentials<T, kMoment>;
+  const int64_t whole = count / kSumBlock * kSumBlock;
+  if (whole < count) {
+    T rest[kSumBlock];
+    fill_up(values + whole, count - whole, rest);
+    add_exponentials_of<T, kMoment>(rest, kSumBlock, from, factor, sums);
+  }
+  Parts total[Parts::kParts] = {};
+  for (int64_t i = 0; i < whole; i += kSumBlock)
+    for (int64_t p = 0; p < Parts::kParts; ++p)
+      total[p] += Parts::template of<kTree>(values + i + p * Parts::kWidth, from, factor);
+  double lanes[3][kSumLanes];
+  for (int64_t p = 0; p < Parts::kParts; ++p) {
+    for (int64_t j = 0; j < Parts::kWidth; ++j) {
+      lanes[0][p * Parts::kWidth + j] = static_cast<double>(total[p].sum[j]);
+      lanes[1][p * Parts::kWidth + j] = static_cast<double>(total[p].ones[j]);
+      lanes[2][p * Parts::kWidth + j] = static_cast<double>(total[p].moment[j]);
+    }
+  }
+  for (int k = 0; k < 3; ++k) {
+    for (int64_t half = kSumLanes / 2; half > 0; half /= 2)
+      for (int64_t j = 0; j < half; ++j) lanes[k][j] += lanes[k][j + half];
+    sums[k] += lanes[k][0];
+  }
+}
+
+template <class T>
+void add_exponentials(const T* values, int64_t count, T from, T factor, bool moment, double* sums) {
+  if (moment)
+    add_exponentials_of<T, true>(values, count, from, factor, sums);
+  else
+    add_exponentials_of<T, false>(values, count, from, factor, sums);
+}
+
+template <class T>
+void entropy_slopes(const T* values, int64_t count, T from, T factor, T rest, T constant, T slope, T* out) {
+  constexpr int64_t kWidth = kVectorBytes / sizeof(T);
+  const int64_t whole = count / kWidth * kWidth;
+  for (int64_t i = 0; i < whole; i += kWidth) {
+    VectorOf<T> d = (loaded(values + i) - from) * factor - rest;
+    const VectorOf<T> e = exponential<T>(d);
+    const VectorOf<T> result = e * (slope * d + constant);
+    __builtin_memcpy(out + i, &result, sizeof result);
+  }
+  if (whole == count) return;
+  T last[kWidth], result[kWidth];
+  fill_up(values + whole, count - whole, last);
+  entropy_slopes(last, kWidth, from, factor, rest, constant, slope, result);
+  for (int64_t i = whole; i < count; ++i) out[i] = result[i - whole];
+}
+
 }  // namespace
 
 extern const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL);
@@ -580,6 +821,8 @@ const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {MORLFAST_STRING(MOR
                                                              add_box_volumes,
                                                              score_keys_32,
                                                              score_keys_64,
+                                                             cut_keys<uint32_t>,
+                                                             cut_keys<uint64_t>,
                                                              flags_of<uint16_t>,
                                                              flags_of<uint32_t>,
                                                              flags_of<uint64_t>,
@@ -592,6 +835,16 @@ const SimdTable MORLFAST_JOIN(simd_, MORLFAST_SIMD_LEVEL) = {MORLFAST_STRING(MOR
                                                              sum_squares,
                                                              standardize,
                                                              best_points,
-                                                             least_value};
+                                                             least_value,
+                                                             widen_bfloat16,
+                                                             widen_float16,
+                                                             narrow_bfloat16,
+                                                             narrow_float16,
+                                                             largest_of<float>,
+                                                             largest_of<double>,
+                                                             add_exponentials<float>,
+                                                             add_exponentials<double>,
+                                                             entropy_slopes<float>,
+                                                             entropy_slopes<double>};
 
 }  // namespace morlfast
