@@ -30,10 +30,11 @@ def flags(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.7
 
 
-def expected(advantages, entropies, mask, ratio, scope="batch", groups=None) -> list[list[bool]]:
+def expected(advantages, entropies, mask, ratio, scope="batch", groups=None, **options) -> list[list[bool]]:
     arrays = (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in (advantages, entropies))
     advantages, entropies = (x.numpy() for x in arrays)
-    return reference.select_tokens(advantages, entropies, mask.float().numpy(), ratio, scope, groups).tolist()
+    mask = mask.float().numpy()
+    return reference.select_tokens(advantages, entropies, mask, ratio, scope, groups, **options).tolist()
 
 
 def grouping(scope: str, n: int, group_size: int) -> tuple[dict[str, int], list[int]]:
@@ -178,6 +179,159 @@ def test_scopes_count_only_their_own_valid_tokens(scope):
         counts = counts.view(2, 2).sum(1)
     assert (counts.sum(0, keepdim=True) if scope == "batch" else counts).tolist() == per_scope
     assert not (kept & (mask == 0)).any()
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@given(batches(), RATIOS, st.integers(0, 12))
+def test_at_least_so_many_of_every_scope(scope, case, ratio, at_least):
+    advantages, entropies, mask, group_size = case
+    options, labels = grouping(scope, len(entropies), group_size)
+    got = select(advantages, entropies, mask, ratio, scope, at_least=at_least, **options)
+    assert got.tolist() == expected(advantages, entropies, mask, ratio, scope, labels, at_least=at_least)
+
+
+def test_at_least_counts_in_each_scope_and_only_what_is_valid():
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]])
+
+    def counts(scope, ratio, at_least, **options):
+        return select(torch.ones(4), torch.rand(4, 4), mask, ratio, scope, at_least=at_least, **options).sum(1).tolist()
+
+    assert counts("sequence", 0.0, 2) == [2, 0, 1, 2]
+    assert counts("sequence", 0.75, 2) == [3, 0, 1, 2]
+    assert counts("sequence", 0.0, 2**40) == [4, 0, 1, 2]
+    assert sum(counts("batch", 0.0, 3)) == 3
+    assert sum(counts("batch", 0.9, 3)) == 7
+    by_group = counts("group", 0.1, 2, group_size=2)
+    assert [sum(by_group[:2]), sum(by_group[2:])] == [2, 2]
+
+
+# TRL's quantile.
+
+
+def trl(entropies: torch.Tensor, mask: torch.Tensor, ratio: float) -> torch.Tensor:
+    return reference.trl_mask(entropies, mask, 1 - ratio)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@given(batches(), RATIOS)
+def test_quantiles_of_ties_and_infinities_are_those_of_torch(scope, case, ratio):
+    advantages, entropies, mask, group_size = case
+    options, labels = grouping(scope, len(entropies), group_size)
+    got = select(advantages, entropies, mask, ratio, scope, threshold="quantile", **options)
+    assert got.tolist() == expected(advantages, entropies, mask, ratio, scope, labels, threshold="quantile")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_quantile_masks_are_those_of_trl_bit_for_bit(dtype, rounded):
+    """Close scores, so that one rounding of the rank or of the interpolation moves a token over the threshold."""
+    rng = np.random.default_rng(0)
+    for trial in range(400):
+        n, t = int(rng.integers(1, 9)), int(rng.integers(1, 90))
+        entropies = normal(n, t, seed=trial).abs() if rounded else 1 + normal(n, t, seed=trial) * 2.0**-20
+        entropies = (entropies * 4).round() / 4 if rounded else entropies
+        entropies, mask = entropies.to(dtype), flags(n, t, seed=trial)
+        ratio = float(rng.random()) if trial % 2 else int(rng.integers(0, 101)) / 100
+        wide = entropies if dtype == F64 else entropies.float()
+        want = trl(wide, mask, ratio)
+        ones = torch.ones(n, dtype=dtype)
+        assert torch.equal(select(ones, entropies, mask, ratio, threshold="quantile"), want), (trial, ratio)
+        assert torch.equal(select(None, None, mask, ratio, score=entropies, threshold="quantile"), want), (trial, ratio)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.1, 0.05, 0.37, 1 / 3, 0.9999, 1e-7, 0.0, 1.0])
+@pytest.mark.parametrize("size", [(64, 4096), (3, 9973)])
+def test_quantile_masks_of_many_tokens(size, ratio):
+    entropies, mask = normal(*size).abs().mul(50).round().div(50), flags(*size)
+    assert torch.equal(
+        select(torch.ones(size[0]), entropies, mask, ratio, threshold="quantile"), trl(entropies, mask, ratio)
+    )
+    entropies = normal(*size, seed=1).abs()
+    assert torch.equal(
+        select(torch.ones(size[0]), entropies, mask, ratio, threshold="quantile"), trl(entropies, mask, ratio)
+    )
+
+
+def test_quantile_ranks_are_rounded_as_torch_rounds_them():
+    """(1 - ratio) (v - 1) is a whole number, or one rounding beside it, which loses or wins the token there."""
+    in_float64 = 0
+    for t in (101, 301, 1001, 3701, 20_001):
+        entropies = torch.randperm(t, generator=torch.Generator().manual_seed(t)).float()[None]
+        for percent in range(101):
+            ratio = percent / 100
+            got = select(torch.ones(1), entropies, torch.ones(1, t), ratio, threshold="quantile")
+            assert torch.equal(got, trl(entropies, torch.ones(1, t), ratio)), (t, ratio)
+            double = select(torch.ones(1), entropies.double(), torch.ones(1, t), ratio, threshold="quantile")
+            assert torch.equal(double, trl(entropies.double(), torch.ones(1, t), ratio)), (t, ratio)
+            in_float64 += not torch.equal(got, double)
+    assert in_float64 > 0  # so that this test can tell them apart
+
+
+def test_a_quantile_keeps_all_that_reach_it():
+    ones = torch.ones(1)
+    tied = torch.tensor([[1.0, 2.0, 2.0, 2.0, 3.0]])
+    kept = select(ones, tied, tied > 0, 0.4, threshold="quantile")
+    assert kept.tolist() == [[False, True, True, True, True]]
+    assert select(ones, tied, tied > 0, 0.0, threshold="quantile").tolist() == [[False] * 4 + [True]]
+    assert select(ones, tied, tied > 0, 1.0, threshold="quantile").all()
+    assert not select(ones, tied, tied < 0, 1.0, threshold="quantile").any()
+    assert select(ones, tied, tied == 1, 0.3, threshold="quantile").tolist() == [[True] + [False] * 4]
+
+
+def test_one_nan_does_not_empty_a_quantile_mask():
+    entropies = torch.tensor([[NAN, 1.0, 2.0, 3.0, 4.0]])
+    kept = select(torch.ones(1), entropies, torch.ones(1, 5), 0.5, threshold="quantile")
+    assert kept.tolist() == [[False, False, False, True, True]]
+    assert not trl(entropies, torch.ones(1, 5), 0.5).any()
+
+
+def test_a_quantile_of_more_than_two_to_the_24_tokens():
+    n, t = 4097, 4096
+    index = torch.arange(n * t, dtype=torch.int64)
+    # Each value once; the two largest are not valid. In float32 the rank 12585981.75 would be 12585981.
+    ranks = ((index * 2654435761) % (n * t)).view(n, t)
+    entropies, mask = (ranks - 2**23).float(), ranks < n * t - 2
+    with pytest.raises(RuntimeError, match="too large"):
+        trl(entropies, mask, 0.25)
+    kept = select(torch.ones(n), entropies, mask, 0.25, threshold="quantile")
+    assert torch.equal(kept, mask & (ranks >= 12585982))
+
+
+# Scores of one's own.
+
+
+@pytest.mark.parametrize("threshold", ["exact", "quantile"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_score_takes_the_place_of_advantages_and_entropies(scope, dtype, threshold):
+    options, labels = grouping(scope, 6, 2)
+    score, mask = normal(6, 40).mul(3).round().to(dtype), flags(6, 40)
+    got = select(None, None, mask, 0.3, scope, score=score, threshold=threshold, **options)
+    ones = torch.ones(6, dtype=dtype)
+    assert got.tolist() == expected(ones, score, mask, 0.3, scope, labels, threshold=threshold)
+    ignored = normal(6), normal(6, 40, seed=5)
+    assert torch.equal(select(*ignored, mask, 0.3, scope, score=score, threshold=threshold, **options), got)
+
+
+def test_a_score_of_any_sign_is_ordered():
+    score = torch.tensor([[-3.0, -INF, INF, NAN, -0.0, 0.0, -1.0]])
+    for k, kept in [
+        (1, {2}),
+        (2, {2, 4}),
+        (3, {2, 4, 5}),
+        (4, {2, 4, 5, 6}),
+        (5, {0, 2, 4, 5, 6}),
+        (6, {0, 1, 2, 4, 5, 6}),
+    ]:
+        got = select(None, None, torch.ones(1, 7), k / 6, score=score)
+        assert set(got[0].nonzero().flatten().tolist()) == kept
+
+
+def test_a_score_that_requires_grad_or_is_a_view():
+    table = normal(5, 80).requires_grad_()
+    got = select(None, None, torch.ones(5, 40), 0.3, score=table[:, ::2])
+    assert not got.requires_grad
+    assert torch.equal(got, select(None, None, torch.ones(5, 40), 0.3, score=table.detach()[:, ::2].contiguous()))
 
 
 # Ties.
@@ -396,6 +550,59 @@ def test_group_ids_may_be_huge_and_strided():
     assert select(advantages, entropies, mask, 0.4, "group", group_ids=strided).tolist() == want
 
 
+@pytest.mark.parametrize("threshold", ["exact", "quantile"])
+def test_every_way_to_name_groups_gives_the_same(threshold):
+    advantages, entropies, mask = normal(12), normal(12, 30, seed=1).mul(2).round(), flags(12, 30)
+    contiguous = select(advantages, entropies, mask, 0.3, "group", group_size=3, threshold=threshold)
+    ids = torch.arange(4).repeat_interleave(3)
+    names = [f"prompt {int(g)}" for g in ids]
+    for options in (
+        {"offsets": torch.tensor([0, 3, 6, 9, 12])},
+        {"offsets": torch.tensor([0, 3, 6, 9, 12], dtype=torch.int32)},
+        {"offsets": [0, 0, 3, 6, 6, 9, 12, 12]},
+        {"group_ids": ids.to(torch.uint8)},
+        {"group_ids": ids.tolist()},
+        {"group_ids": 9 - ids},
+        {"group_ids": names},
+        {"group_ids": np.array(names)},
+        {"group_ids": torch.stack([ids % 2, ids // 2], 1)},
+    ):
+        got = select(advantages, entropies, mask, 0.3, "group", threshold=threshold, **options)
+        assert torch.equal(got, contiguous), options
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=5),
+    RATIOS,
+    st.integers(0, 3),
+    st.sampled_from(["exact", "quantile"]),
+)
+def test_offsets_of_ragged_groups(lengths, ratio, at_least, threshold):
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    n = int(offsets[-1])
+    labels = [g for g, length in enumerate(lengths) for _ in range(length)]
+    advantages, entropies, mask = normal(n), normal(n, 7, seed=1).mul(2).round(), flags(n, 7)
+    options = {"threshold": threshold, "at_least": at_least * (threshold == "exact")}
+    got = select(advantages, entropies, mask, ratio, "group", offsets=torch.from_numpy(offsets), **options)
+    assert got.tolist() == expected(advantages, entropies, mask, ratio, "group", labels, **options)
+
+
+@pytest.mark.parametrize("options", [{"at_least": 5}, {"threshold": "quantile"}])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_number_of_threads_does_not_change_a_token(scope, options):
+    advantages, entropies, mask = normal(400), normal(400, 700, seed=1).mul(100).round(), flags(400, 700)
+    groups, _ = grouping(scope, 400, 8)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(select(advantages, entropies, mask, 0.2, scope, **groups, **options))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_inputs_are_left_unchanged(scope):
     inputs = [normal(6, 40), normal(6, 40, seed=1), flags(6, 40), torch.tensor([3, 1, 3, 2, 1, 3])]
@@ -505,10 +712,66 @@ def test_group_scope_needs_groups():
 
 @pytest.mark.parametrize("scope", ["batch", "sequence"])
 def test_groups_are_for_the_group_scope_only(scope):
-    with pytest.raises(ValueError, match="group_size"):
-        select(A, H, V, 0.5, scope, group_size=2)
-    with pytest.raises(ValueError, match="group_ids"):
-        select(A, H, V, 0.5, scope, group_ids=torch.arange(4))
+    for name, value in (("group_size", 2), ("group_ids", torch.arange(4)), ("offsets", [0, 4])):
+        with pytest.raises(ValueError, match=name):
+            select(A, H, V, 0.5, scope, **{name: value})
+
+
+@pytest.mark.parametrize("offsets", [[0, 3], [1, 4], [0, 5], [0, 3, 2, 4], [], [[0, 4]], [-1, 4]])
+def test_offsets_must_cover_the_rows_in_order(offsets):
+    with pytest.raises(ValueError, match="offsets"):
+        select(A, H, V, 0.5, "group", offsets=torch.tensor(offsets, dtype=torch.int64))
+
+
+def test_offsets_must_be_integers():
+    with pytest.raises(TypeError, match="offsets"):
+        select(A, H, V, 0.5, "group", offsets=torch.tensor([0.0, 4.0]))
+
+
+@pytest.mark.parametrize("at_least", [1.0, "1", None, [1], True])
+def test_at_least_must_be_an_integer(at_least):
+    with pytest.raises(TypeError, match="at_least"):
+        select(A, H, V, 0.5, at_least=at_least)
+
+
+def test_at_least_must_not_be_negative_nor_beside_a_quantile():
+    with pytest.raises(ValueError, match=r"^at_least: .*-1"):
+        select(A, H, V, 0.5, at_least=-1)
+    with pytest.raises(ValueError, match=r"^at_least: .*quantile.*3"):
+        select(A, H, V, 0.5, at_least=3, threshold="quantile")
+
+
+@pytest.mark.parametrize("threshold", ["median", "", None, 0, True, ["exact"]])
+def test_threshold_must_be_known(threshold):
+    with pytest.raises((TypeError, ValueError), match="threshold"):
+        select(A, H, V, 0.5, threshold=threshold)
+
+
+@pytest.mark.parametrize("score", ["x", 3.0, torch.ones(4, 3).long(), torch.ones(4, 3, dtype=torch.complex64)])
+def test_score_must_be_a_floating_tensor(score):
+    with pytest.raises(TypeError, match="score"):
+        select(None, None, V, 0.5, score=score)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 3, 1)])
+def test_score_must_have_a_row_each(shape):
+    with pytest.raises(ValueError, match="score"):
+        select(A, H, V, 0.5, score=torch.ones(shape))
+
+
+def test_mask_and_score_must_fit():
+    for score in (torch.ones(4, 2), torch.ones(3, 3)):
+        with pytest.raises(ValueError, match=r"^mask: .*score"):
+            select(A, H, V, 0.5, score=score)
+    with pytest.raises(ValueError, match="device"):
+        select(A, H, V.to("meta"), 0.5, score=H)
+
+
+def test_without_a_score_there_are_advantages_and_entropies():
+    with pytest.raises(TypeError, match="advantages"):
+        select(None, H, V, 0.5)
+    with pytest.raises(TypeError, match="entropies"):
+        select(A, None, V, 0.5)
 
 
 @pytest.mark.parametrize("group_size", [3, 5, 0, -1, -4, 2**62])
@@ -529,7 +792,7 @@ def test_group_ids_must_be_integers(group_ids):
         select(A, H, V, 0.5, "group", group_ids=group_ids)
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (5,), (4, 1), (1, 4)])
+@pytest.mark.parametrize("shape", [(), (3,), (5,), (1, 4), (3, 1), (4, 1, 1)])
 def test_group_ids_must_have_one_entry_per_row(shape):
     with pytest.raises(ValueError, match="group_ids"):
         select(A, H, V, 0.5, "group", group_ids=torch.ones(shape, dtype=torch.int64))

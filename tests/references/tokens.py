@@ -7,11 +7,20 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+import torch
 
 
-def count(ratio: float, valid: int) -> int:
+def count(ratio: float, valid: int, at_least: int = 0) -> int:
     """How many of the valid tokens are kept; 0.1 of 30 is 3 although 0.1 is slightly more than a tenth."""
-    return min(valid, math.ceil(ratio * valid * (1 - 2**-50)))
+    return min(valid, max(math.ceil(ratio * valid * (1 - 2**-50)), at_least))
+
+
+def trl_mask(entropies: torch.Tensor, mask: torch.Tensor, threshold: float) -> torch.Tensor:
+    """TRL's `get_high_entropy_mask` on one rank, from its description; the dtype that is given instead of float32."""
+    valid = entropies[mask.bool()]
+    if valid.numel() == 0:
+        return torch.zeros_like(mask, dtype=torch.bool)
+    return (entropies * mask >= torch.quantile(valid, threshold)) & mask.bool()
 
 
 def select_tokens(
@@ -21,6 +30,8 @@ def select_tokens(
     ratio: float,
     scope: str = "batch",
     groups: Sequence[Hashable] | None = None,
+    at_least: int = 0,
+    threshold: str = "exact",
 ) -> np.ndarray:
     """advantages (N,) or (N, T), entropies (N, T), mask (N, T); groups [N]: labels for scope="group"."""
     n, t = entropies.shape
@@ -37,6 +48,13 @@ def select_tokens(
 
     keep = np.zeros((n, t), dtype=bool)
     for tokens in scopes.values():
-        for token in sorted(tokens, key=lambda token: (-score[token], token))[: count(ratio, len(tokens))]:
+        if threshold == "quantile":
+            values = torch.tensor([score[token].item() for token in tokens], dtype=torch.from_numpy(score).dtype)
+            reached = trl_mask(values, torch.ones_like(values), 1 - ratio).tolist()
+            kept = [token for token, reaches in zip(tokens, reached, strict=True) if reaches]
+        else:
+            descending = sorted(tokens, key=lambda token: (-score[token], token))
+            kept = descending[: count(ratio, len(tokens), at_least)]
+        for token in kept:
             keep[token] = True
     return keep
