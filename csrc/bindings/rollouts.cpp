@@ -8,9 +8,30 @@ namespace {
 
 using namespace nb::literals;
 
-Result selected_mask(const Tensor&, int64_t, int64_t, const std::optional<Tensor>&,
-                     const std::optional<Tensor>&, int, const std::optional<Tensor>&) {
-  throw nb::value_error("select_rollouts: not there yet");
+Result selected_mask(const Tensor& rewards, int64_t k, int64_t group_size, const std::optional<Tensor>& group_ids,
+                     const std::optional<Tensor>& offsets, int method, const std::optional<Tensor>& uniform) {
+  if (rewards.dims() != 1) throw nb::value_error(("rewards: expected shape (N,), got " + rewards.shape()).c_str());
+  const int64_t rows = rewards.size(0);
+  const MatrixView view = matrix_view(rewards, "rewards", false);
+  if (k < 0) throw nb::value_error(("k: expected k >= 0, got " + std::to_string(k)).c_str());
+  if (method < 0 || method > static_cast<int>(Selection::stratified))
+    throw nb::value_error("method: expected 0, 1, 2 or 3");
+  const double* draws = nullptr;
+  if (uniform) {
+    require_cpu(*uniform, "uniform");
+    if (!uniform->is(kDLFloat, 64)) throw nb::type_error("uniform: expected float64");
+    if (uniform->dims() != 1 || uniform->size(0) != rows || (rows > 1 && uniform->stride(0) != 1))
+      throw nb::value_error(
+          ("uniform: expected a contiguous vector like rewards " + rewards.shape() + ", got " + uniform->shape())
+              .c_str());
+    draws = reinterpret_cast<const double*>(uniform->data());
+  }
+  Result selected(rewards, rewards.leading(0), DLDataType{kDLBool, 8, 1});
+  if (rows == 0) return selected;
+  const Groups groups = offsets ? groups_by_offsets(*offsets, rows) : groups_of(group_ids, group_size, rows);
+  const GilRelease release(rows);
+  select_rollouts(view, k, static_cast<Selection>(method), draws, groups, selected.data<bool>());
+  return selected;
 }
 
 }  // namespace

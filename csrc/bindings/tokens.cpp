@@ -10,9 +10,12 @@ using namespace nb::literals;
 
 enum Scope { kBatch = 0, kGroup = 1, kSequence = 2 };
 
-Result keep_mask(const Tensor& advantages, const Tensor& entropies, const Tensor& mask, double ratio, int scope,
-                 int64_t group_size, const std::optional<Tensor>& group_ids, const std::optional<Tensor>&, int64_t,
-                 bool) {
+struct Arguments {
+  MatrixView advantages, entropies, mask;
+  int64_t rows, columns;
+};
+
+Arguments arguments(const Tensor& advantages, const Tensor& entropies, const Tensor& mask) {
   if (entropies.dims() != 2)
     throw nb::value_error(("entropies: expected shape (N, T), got " + entropies.shape()).c_str());
   const int64_t rows = entropies.size(0), columns = entropies.size(1);
@@ -23,29 +26,69 @@ Result keep_mask(const Tensor& advantages, const Tensor& entropies, const Tensor
             .c_str());
   if (!is_whole(mask))
     throw nb::value_error(("mask: expected (N, T) = " + entropies.shape() + ", got " + mask.shape()).c_str());
+  return {matrix_view(advantages, "advantages", true), matrix_view(entropies, "entropies", true),
+          matrix_view(mask, "mask", false), rows, columns};
+}
+
+Result mask_like(const Tensor& entropies) { return {entropies, entropies.leading(0), DLDataType{kDLBool, 8, 1}}; }
+
+Result keep_mask(const Tensor& advantages, const Tensor& entropies, const Tensor& mask, double ratio, int scope,
+                 int64_t group_size, const std::optional<Tensor>& group_ids, const std::optional<Tensor>& offsets,
+                 int64_t at_least, bool quantile) {
+  const Arguments a = arguments(advantages, entropies, mask);
   if (!(ratio >= 0 && ratio <= 1))
     throw nb::value_error(("ratio: expected 0 <= ratio <= 1, got " + std::to_string(ratio)).c_str());
-  const MatrixView advantage = matrix_view(advantages, "advantages", true);
-  const MatrixView entropy = matrix_view(entropies, "entropies", true);
-  const MatrixView valid = matrix_view(mask, "mask", false);
-  Result result(entropies, entropies.leading(0), DLDataType{kDLBool, 8, 1});
-  bool* keep = result.data<bool>();
-  const GilRelease release(entropies.numel());
-  if (rows == 0) return result;
+  if (at_least < 0 || (quantile && at_least > 0))
+    throw nb::value_error(
+        ("at_least: expected a value >= 0, and 0 with quantile, got " + std::to_string(at_least)).c_str());
   if (scope != kBatch && scope != kGroup && scope != kSequence) throw nb::value_error("scope: expected 0, 1 or 2");
-  const Groups groups = scope == kBatch      ? Groups::contiguous(rows, rows)
-                        : scope == kSequence ? Groups::contiguous(rows, 1)
-                                             : groups_of(group_ids, group_size, rows);
-  select_tokens(advantage, entropy, valid, columns, ratio, groups, keep);
-  return result;
+  Result keep = mask_like(entropies);
+  if (a.rows == 0) return keep;
+  const Groups groups = scope == kBatch      ? Groups::contiguous(a.rows, a.rows)
+                        : scope == kSequence ? Groups::contiguous(a.rows, 1)
+                        : offsets            ? groups_by_offsets(*offsets, a.rows)
+                                             : groups_of(group_ids, group_size, a.rows);
+  const GilRelease release(entropies.numel());
+  select_tokens(a.advantages, a.entropies, a.mask, a.columns, {ratio, at_least, quantile}, groups, keep.data<bool>());
+  return keep;
 }
 
-Result digit_counts(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, int) {
-  throw nb::value_error("token_histogram: not there yet");
+/// A vector with one int64 for each segment, or for each row.
+const int64_t* vector_of(const Tensor& tensor, const char* argument, int64_t size) {
+  const int64_t* values = int64_vector(tensor, argument);
+  if (tensor.size(0) != size)
+    throw nb::value_error(
+        (std::string(argument) + ": expected shape (" + std::to_string(size) + ",), got " + tensor.shape()).c_str());
+  return values;
 }
 
-Result keep_above(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) {
-  throw nb::value_error("select_tokens_above: not there yet");
+Result digit_counts(const Tensor& advantages, const Tensor& entropies, const Tensor& mask, const Tensor& segments,
+                    const Tensor& prefixes, int level) {
+  const Arguments a = arguments(advantages, entropies, mask);
+  const int64_t* segment = vector_of(segments, "segments", a.rows);
+  const int64_t* prefix = int64_vector(prefixes, "prefixes");
+  Shape shape;
+  shape.dims = 2;
+  shape.sizes[0] = prefixes.size(0);
+  shape.sizes[1] = kTokenBins;
+  Result histogram(segments, shape, DLDataType{kDLInt, 64, 1});
+  const GilRelease release(entropies.numel());
+  token_histogram(a.advantages, a.entropies, a.mask, a.rows, a.columns, segment, prefix, prefixes.size(0), level,
+                  histogram.data<int64_t>());
+  return histogram;
+}
+
+Result keep_above(const Tensor& advantages, const Tensor& entropies, const Tensor& mask, const Tensor& segments,
+                  const Tensor& thresholds, const Tensor& ties) {
+  const Arguments a = arguments(advantages, entropies, mask);
+  const int64_t* segment = vector_of(segments, "segments", a.rows);
+  const int64_t* threshold = int64_vector(thresholds, "thresholds");
+  const int64_t* tied = vector_of(ties, "ties", thresholds.size(0));
+  Result keep = mask_like(entropies);
+  const GilRelease release(entropies.numel());
+  select_tokens_above(a.advantages, a.entropies, a.mask, a.rows, a.columns, segment, threshold, tied,
+                      thresholds.size(0), keep.data<bool>());
+  return keep;
 }
 
 }  // namespace
@@ -63,8 +106,8 @@ void define_tokens(nb::module_& module, nb::dict& schemas) {
              "level"_a);
   schemas["select_tokens_above"] =
       "(Tensor advantages, Tensor entropies, Tensor mask, Tensor segments, Tensor thresholds, Tensor ties) -> Tensor";
-  module.def("select_tokens_above", &keep_above, "advantages"_a, "entropies"_a, "mask"_a, "segments"_a,
-             "thresholds"_a, "ties"_a);
+  module.def("select_tokens_above", &keep_above, "advantages"_a, "entropies"_a, "mask"_a, "segments"_a, "thresholds"_a,
+             "ties"_a);
 }
 
 }  // namespace morlfast::bindings

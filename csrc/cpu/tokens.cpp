@@ -1,11 +1,15 @@
 #include "morlfast/tokens.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
-#include <functional>
+#include <limits>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "parallel.hpp"
@@ -15,7 +19,8 @@
 namespace morlfast {
 namespace {
 
-constexpr int64_t kPiece = 4096;  // tokens whose keys are in the cache at a time
+constexpr int64_t kPiece = kCutKeys;  // tokens whose keys are in the cache at a time
+constexpr int64_t kParts = 64;        // runs of pieces that threads share out
 
 // Keys are unsigned with the order of the scores; 0 is left for tokens that are not valid (SimdTable::score_keys).
 template <class Score>
@@ -28,184 +33,351 @@ void score_keys(const double* advantage, const double* entropy, const uint8_t* v
   simd().score_keys_64(advantage, entropy, valid, count, keys);
 }
 
-/// The tokens of one group of rows, cut into pieces that each lie in one row.
+int64_t cut_keys(const uint32_t* keys, int64_t count, uint32_t low, uint32_t high, bool* keep, int32_t* inside,
+                 int64_t* counts) {
+  return simd().cut_keys_32(keys, count, low, high, reinterpret_cast<uint8_t*>(keep), inside, counts);
+}
+int64_t cut_keys(const uint64_t* keys, int64_t count, uint64_t low, uint64_t high, bool* keep, int32_t* inside,
+                 int64_t* counts) {
+  return simd().cut_keys_64(keys, count, low, high, reinterpret_cast<uint8_t*>(keep), inside, counts);
+}
+
+template <class Key>
+constexpr Key kSign = Key{1} << (8 * sizeof(Key) - 1);
+
+template <class Score>
+KeyOf<Score> key_of(Score score) {
+  const auto bits = std::bit_cast<KeyOf<Score>>(score + Score{0});
+  return bits & kSign<KeyOf<Score>> ? ~bits : bits | kSign<KeyOf<Score>>;
+}
+
+template <class Score>
+Score score_of(KeyOf<Score> key) {
+  return std::bit_cast<Score>(key & kSign<KeyOf<Score>> ? key ^ kSign<KeyOf<Score>> : ~key);
+}
+
+/// Advantages, entropies and mask of all rows.
+struct Tokens {
+  const MatrixView &advantages, &entropies, &mask;
+  int64_t columns;
+};
+
+/// The tokens of one group of rows, cut into pieces that each lie in one row, and these dealt to `parts` fixed runs, so
+/// that threads share nothing and the result does not depend on them.
 template <class Score>
 class Scope {
  public:
   using Key = KeyOf<Score>;
 
-  Scope(const MatrixView& advantages, const MatrixView& entropies, const MatrixView& mask, int64_t columns,
-        const Groups& groups, int64_t group)
-      : advantages_(advantages),
-        entropies_(entropies),
-        mask_(mask),
-        columns_(columns),
-        pieces_a_row_((columns + kPiece - 1) / kPiece),
+  Scope(const Tokens& tokens, const Groups& groups, int64_t group, bool parallel)
+      : tokens_(tokens),
         groups_(groups),
-        group_(group) {}
+        group_(group),
+        pieces_a_row_((tokens.columns + kPiece - 1) / kPiece),
+        parallel_(parallel) {}
 
-  int64_t tokens() const { return (groups_.end(group_) - groups_.begin(group_)) * columns_; }
-  int64_t pieces() const { return (groups_.end(group_) - groups_.begin(group_)) * pieces_a_row_; }
+  int64_t tokens() const { return (groups_.end(group_) - groups_.begin(group_)) * tokens_.columns; }
+  int64_t parts() const { return parallel_ ? std::min(pieces(), kParts) : 1; }
+  bool parallel() const { return parallel_; }
 
-  /// Flat position (row * columns + column) of piece p; sets how many tokens it has.
-  int64_t position(int64_t p, int64_t& count) const {
-    const int64_t row = groups_.row(groups_.begin(group_) + p / pieces_a_row_);
-    const int64_t column = p % pieces_a_row_ * kPiece;
-    count = std::min(kPiece, columns_ - column);
-    return row * columns_ + column;
+  /// visit(part, keys, their number, flat) for every piece, flat(j) = row * columns + column of key j.
+  template <class Visit>
+  void operator()(const Visit& visit) const {
+    parallel_for(parts(), parallel_, [&](int64_t part) {
+      Key keys[kPiece];
+      Score advantage[kPiece], entropy[kPiece];
+      uint8_t valid[kPiece];
+      for (int64_t p = pieces() * part / parts(); p < pieces() * (part + 1) / parts(); ++p) {
+        const int64_t row = groups_.row(groups_.begin(group_) + p / pieces_a_row_);
+        const int64_t column = p % pieces_a_row_ * kPiece;
+        const int64_t count = std::min(kPiece, tokens_.columns - column);
+        const uint8_t* own = read_mask(tokens_.mask, row, column, count, valid);
+        if (simd().count_flags(own, count) == 0)
+          std::fill_n(keys, count, Key{0});
+        else
+          score_keys(read_row(tokens_.advantages, row, column, count, advantage),
+                     read_row(tokens_.entropies, row, column, count, entropy), own, count, keys);
+        visit(part, keys, count, [flat = row * tokens_.columns + column](int64_t j) { return flat + j; });
+      }
+    });
   }
 
-  /// Keys of piece p; returns its position and sets how many tokens it has.
-  int64_t keys(int64_t p, Key* out, int64_t& count) const {
-    const int64_t flat = position(p, count), row = flat / columns_, column = flat % columns_;
-    Score advantage[kPiece], entropy[kPiece];
-    uint8_t valid[kPiece];
-    score_keys(read_row(advantages_, row, column, count, advantage), read_row(entropies_, row, column, count, entropy),
-               read_mask(mask_, row, column, count, valid), count, out);
-    return flat;
+  /// The valid keys among `draws` tokens, one somewhere in each of as many equal stretches.
+  std::vector<Key> sample(int64_t draws) const {
+    std::vector<Key> keys(draws);
+    std::vector<Score> advantage(draws), entropy(draws);
+    std::vector<uint8_t> valid(draws);
+    uint64_t random = 0;
+    for (int64_t i = 0; i < draws; ++i) {
+      random += 0x9e3779b97f4a7c15u;  // 2^64 / golden ratio: low-discrepancy, and the same in every call
+      const double at =
+          (static_cast<double>(i) + static_cast<double>(random >> 11) * 0x1p-53) / static_cast<double>(draws);
+      const int64_t token = std::min(static_cast<int64_t>(at * static_cast<double>(tokens())), tokens() - 1);
+      const int64_t row = groups_.row(groups_.begin(group_) + token / tokens_.columns),
+                    column = token % tokens_.columns;
+      advantage[i] = *read_row(tokens_.advantages, row, column, 1, &advantage[i]);
+      entropy[i] = *read_row(tokens_.entropies, row, column, 1, &entropy[i]);
+      valid[i] = *read_mask(tokens_.mask, row, column, 1, &valid[i]);
+    }
+    score_keys(advantage.data(), entropy.data(), valid.data(), draws, keys.data());
+    std::erase(keys, Key{0});
+    return keys;
   }
 
  private:
-  const MatrixView &advantages_, &entropies_, &mask_;
-  int64_t columns_, pieces_a_row_;
+  int64_t pieces() const { return (groups_.end(group_) - groups_.begin(group_)) * pieces_a_row_; }
+
+  const Tokens& tokens_;
   const Groups& groups_;
-  int64_t group_;
+  int64_t group_, pieces_a_row_;
+  bool parallel_;
 };
 
-/// How many of `valid` tokens are kept. The factor takes back the rounding of ratio itself: 0.1 of 30 is 3, not 4.
-int64_t kept_count(double ratio, int64_t valid) {
-  return std::min(valid, static_cast<int64_t>(std::ceil(ratio * static_cast<double>(valid) * (1 - 0x1p-50))));
-}
+template <class Key>
+struct Found {
+  Key key;
+  int64_t rank;                // of the one looked for among the keys equal to it, from 1
+  std::vector<int64_t> equal;  // keys equal to it in each part
+};
 
-constexpr int64_t kSmallScope = 1 << 16;  // tokens whose keys fit the second-level cache
-
-/// A scope whose keys are kept: one pass over the inputs and a partial sort.
-template <class Score>
-void select_in_small_scope(const Scope<Score>& scope, double ratio, bool* keep) {
-  using Key = typename Scope<Score>::Key;
-  static thread_local std::vector<Key> keys, valid;
-  keys.resize(scope.tokens());
-  int64_t count = 0;
-  for (int64_t p = 0, done = 0; p < scope.pieces(); ++p, done += count) scope.keys(p, &keys[done], count);
-  valid.resize(keys.size());
-  valid.erase(std::copy_if(keys.begin(), keys.end(), valid.begin(), [](Key key) { return key != 0; }), valid.end());
-  int64_t wanted = kept_count(ratio, static_cast<int64_t>(valid.size()));
-  Key threshold = ~Key{0};  // no score has this key: it would be a NaN's
-  if (wanted > 0) {
-    std::nth_element(valid.begin(), valid.begin() + (wanted - 1), valid.end(), std::greater<Key>());
-    threshold = valid[wanted - 1];
-    wanted -= std::count_if(valid.begin(), valid.begin() + wanted, [&](Key key) { return key > threshold; });
-  }
-  const Key* key = keys.data();
-  for (int64_t p = 0; p < scope.pieces(); ++p) {
-    const int64_t flat = scope.position(p, count);
-    for (int64_t j = 0; j < count; ++j, ++key) {
-      const bool tie = *key == threshold && wanted > 0;
-      keep[flat + j] = *key > threshold || tie;
-      wanted -= tie;
-    }
-  }
-}
-
-constexpr int kDigitBits = 11;  // sign, exponent and two bits of the mantissa of a float
-constexpr int64_t kBins = int64_t{1} << kDigitBits;
-
-/// A large scope, in three passes over the inputs: a histogram of the keys' leading digit finds the bin that the
-/// threshold lies in, the keys in that bin are partially sorted, and the mask is written.
-/// Pieces are dealt to `parts` fixed runs, so that threads share nothing.
-template <class Score>
-void select_in_large_scope(const Scope<Score>& scope, double ratio, bool parallel, bool* keep) {
-  using Key = typename Scope<Score>::Key;
-  constexpr int kShift = 8 * sizeof(Key) - kDigitBits;
-  const int64_t pieces = scope.pieces();
-  const int64_t parts = parallel ? std::min<int64_t>(pieces, 64) : 1;
-  const auto each_piece = [&](const auto& visit) {
-    parallel_for(parts, parallel, [&](int64_t part) {
-      Key keys[kPiece];
-      int64_t count = 0;
-      for (int64_t p = pieces * part / parts; p < pieces * (part + 1) / parts; ++p) {
-        const int64_t flat = scope.keys(p, keys, count);
-        visit(part, keys, count, flat);
+/// The rank-th largest (from 1) of the keys from low to high, digit by digit: each_keys as Scope, low > 0.
+template <class Key, class EachKeys>
+Found<Key> find_largest(const EachKeys& each_keys, int64_t parts, Key low, Key high, int64_t rank, int digit_bits) {
+  for (;;) {
+    const int shift = std::max(0, static_cast<int>(std::bit_width(static_cast<Key>(high - low))) - digit_bits);
+    const int64_t bins = static_cast<int64_t>((high - low) >> shift) + 1;
+    std::vector<int64_t> counts(parts * bins);
+    each_keys([&](int64_t part, const Key* keys, int64_t count, const auto&) {
+      int64_t* own = &counts[part * bins];
+      for (int64_t j = 0; j < count; ++j) {
+        const Key above = keys[j] - low;  // of a key below low beyond high
+        if (above <= high - low) ++own[above >> shift];
       }
     });
-  };
-
-  // Two histograms a part: neighbours often share a bin, and one counter would wait for itself.
-  std::vector<int64_t> histograms(parts * 2 * kBins), invalid(parts);
-  each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t) {
-    int64_t *even = &histograms[part * 2 * kBins], *odd = even + kBins;
-    int64_t j = 0;
-    for (; j + 2 <= count; j += 2) {
-      ++even[keys[j] >> kShift];
-      ++odd[keys[j + 1] >> kShift];
-    }
-    if (j < count) ++even[keys[j] >> kShift];
-    invalid[part] += std::count(keys, keys + count, Key{0});
-  });
-  for (int64_t part = 1; part < 2 * parts; ++part)
-    for (int64_t bin = 0; bin < kBins; ++bin) histograms[bin] += histograms[part * kBins + bin];
-  histograms[0] -= std::accumulate(invalid.begin(), invalid.end(), int64_t{0});
-  const int64_t valid = std::accumulate(histograms.begin(), histograms.begin() + kBins, int64_t{0});
-  int64_t wanted = kept_count(ratio, valid);
-  if (wanted == 0) {
-    each_piece([&](int64_t, const Key*, int64_t count, int64_t flat) { std::fill_n(keep + flat, count, false); });
-    return;
+    const auto in_bin = [&](int64_t bin) {
+      int64_t sum = 0;
+      for (int64_t part = 0; part < parts; ++part) sum += counts[part * bins + bin];
+      return sum;
+    };
+    int64_t bin = bins - 1;
+    for (int64_t own = in_bin(bin); rank > own; own = in_bin(--bin)) rank -= own;
+    low += static_cast<Key>(bin) << shift;
+    high = std::min(high, static_cast<Key>(low + ((Key{1} << shift) - 1)));
+    if (shift > 0) continue;
+    std::vector<int64_t> equal(parts);
+    for (int64_t part = 0; part < parts; ++part) equal[part] = counts[part * bins + bin];
+    return {low, rank, std::move(equal)};
   }
-  int64_t bin = kBins - 1;
-  while (wanted > histograms[bin]) wanted -= histograms[bin--];
+}
 
-  // From here on `wanted` counts the keys of that bin.
-  std::vector<std::vector<Key>> candidates(parts);
-  each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t) {
-    Key found[kPiece];
-    int64_t size = 0;
-    for (int64_t j = 0; j < count; ++j) {  // without a branch: which keys match is a coin toss
-      found[size] = keys[j];
-      size += static_cast<int64_t>(keys[j] >> kShift) == bin && keys[j] != 0;
-    }
-    candidates[part].insert(candidates[part].end(), found, found + size);
-  });
-  std::vector<Key> sorted;
-  for (const auto& part : candidates) sorted.insert(sorted.end(), part.begin(), part.end());
-  std::nth_element(sorted.begin(), sorted.begin() + (wanted - 1), sorted.end(), std::greater<Key>());
-  const Key threshold = sorted[wanted - 1];
-  wanted -= std::count_if(sorted.begin(), sorted.begin() + wanted, [&](Key key) { return key > threshold; });
+/// Of `ties` tokens to keep how many lie in each part: the first ones.
+std::vector<int64_t> deal_ties(int64_t ties, const std::vector<int64_t>& equal) {
+  std::vector<int64_t> dealt(equal.size());
+  for (std::size_t part = 0; part < equal.size(); ++part) {
+    dealt[part] = std::min(ties, equal[part]);
+    ties -= dealt[part];
+  }
+  return dealt;
+}
 
-  // From here on `wanted` counts the tokens with the threshold's own key: the first ones are kept.
-  std::vector<int64_t> ties_before(parts + 1);
-  for (int64_t part = 0; part < parts; ++part)
-    ties_before[part + 1] = ties_before[part] + std::count(candidates[part].begin(), candidates[part].end(), threshold);
-  each_piece([&](int64_t part, const Key* keys, int64_t count, int64_t flat) {
-    if (ties_before[parts] == wanted) {  // nothing to choose
-      for (int64_t j = 0; j < count; ++j) keep[flat + j] = keys[j] >= threshold;
+/// Keeps the keys above the threshold, and in each part the first ties[part] of those equal to it.
+template <class Key, class EachKeys>
+void keep_above(const EachKeys& each_keys, Key threshold, std::vector<int64_t> ties, bool* keep) {
+  each_keys([&](int64_t part, const Key* keys, int64_t count, const auto& flat) {
+    const int64_t left = ties[part];
+    if (left == 0) {
+      for (int64_t j = 0; j < count; ++j) keep[flat(j)] = keys[j] > threshold;
       return;
     }
-    for (int64_t j = 0; j < count; ++j) {
-      const bool tie = keys[j] == threshold;
-      keep[flat + j] = keys[j] > threshold || (tie && ties_before[part] < wanted);
-      ties_before[part] += tie;
+    int64_t met = 0;
+    if (left >= count) {
+      for (int64_t j = 0; j < count; ++j) {
+        keep[flat(j)] = keys[j] >= threshold;
+        met += keys[j] == threshold;
+      }
+    } else {
+      for (int64_t j = 0; j < count; ++j) {
+        const bool tie = keys[j] == threshold;
+        keep[flat(j)] = keys[j] > threshold || (tie && met < left);
+        met += tie;
+      }
     }
+    ties[part] = std::max<int64_t>(0, left - met);
   });
 }
 
+/// Places from the largest of v valid scores (from 1) that decide: the last one kept, or the two that a quantile lies
+/// between, with the weight of the second one from the top. 0: none is kept.
 template <class Score>
-void select_all(const MatrixView& advantages, const MatrixView& entropies, const MatrixView& mask, int64_t columns,
-                double ratio, const Groups& groups, bool* keep) {
-  const bool large = groups.rows() * columns >= 32768;
-  const bool by_scope = groups.count() >= 4;  // enough scopes to keep the threads busy
-  parallel_for(groups.count(), large && by_scope, [&](int64_t group) {
-    const Scope<Score> scope(advantages, entropies, mask, columns, groups, group);
-    if (scope.tokens() <= kSmallScope)
-      select_in_small_scope(scope, ratio, keep);
-    else
-      select_in_large_scope(scope, ratio, large && !by_scope, keep);
+struct Places {
+  int64_t first = 0, last = 0;
+  Score weight = 0;  // of `first`
+  bool quantile;
+
+  Places(const TokenBudget& budget, int64_t valid) : quantile(budget.quantile) {
+    if (!budget.quantile) {
+      // The factor takes back the rounding of ratio itself: 0.1 of 30 is 3, not 4.
+      const double share = std::ceil(budget.ratio * static_cast<double>(valid) * (1 - 0x1p-50));
+      first = last = std::min(valid, std::max(static_cast<int64_t>(share), budget.at_least));
+    } else if (valid > 0) {
+      // As torch.quantile: in the scores' own type, beyond the integers that float32 holds in float64.
+      const bool narrow = std::is_same_v<Score, float> && valid <= int64_t{1} << 24;
+      const double q = 1 - budget.ratio, of = static_cast<double>(valid - 1);
+      const double rank = narrow ? static_cast<double>(static_cast<float>(q) * static_cast<float>(of)) : q * of;
+      last = valid - static_cast<int64_t>(std::floor(rank));
+      first = valid - static_cast<int64_t>(std::ceil(rank));
+      weight = static_cast<Score>(rank - std::floor(rank));
+    }
+  }
+
+  /// torch.lerp, whose kernels contract.
+  Score between(Score lower, Score upper) const {
+    const Score step = upper - lower;
+    return weight < Score{0.5} ? std::fma(weight, step, lower) : std::fma(weight - 1, step, upper);
+  }
+};
+
+template <class Key>
+struct Bracket {
+  Key low = 1, high = ~Key{0};
+  bool collect = true;  // its keys are few
+};
+
+constexpr int64_t kDraws = 4096, kTokensADraw = 16;
+
+/// Where the threshold lies, all but surely.
+template <class Score>
+Bracket<KeyOf<Score>> bracket_of(const Scope<Score>& scope, const TokenBudget& budget) {
+  using Key = KeyOf<Score>;
+  const int64_t draws = std::min(kDraws, scope.tokens() / kTokensADraw);
+  if (draws < kDraws / 16) return {};
+  const std::vector<Key> sample = scope.sample(draws);
+  const auto drawn = static_cast<double>(sample.size());
+  const auto valid = static_cast<int64_t>(drawn / static_cast<double>(draws) * static_cast<double>(scope.tokens()));
+  if (valid == 0) return {1, ~Key{0}, false};
+  const double share = static_cast<double>(Places<Score>(budget, valid).last) / static_cast<double>(valid);
+  const double margin = 3.5 * std::sqrt(drawn * share * (1 - share)) + 3;  // of a binomial distribution
+  const auto each_keys = [&](const auto& visit) {
+    visit(0, sample.data(), static_cast<int64_t>(sample.size()), [](int64_t j) { return j; });
+  };
+  const auto key_at = [&](double rank) {
+    return find_largest<Key>(each_keys, 1, 1, ~Key{0}, static_cast<int64_t>(rank), 8).key;
+  };
+  Bracket<Key> bracket;
+  const double first = std::floor(drawn * share - margin), last = std::ceil(drawn * share + margin);
+  if (first >= 1) bracket.high = key_at(first);
+  if (last <= drawn) bracket.low = key_at(last);
+  const auto inside =
+      std::count_if(sample.begin(), sample.end(), [&](Key key) { return key >= bracket.low && key <= bracket.high; });
+  bracket.collect = static_cast<double>(inside) <= drawn / 3;
+  return bracket;
+}
+
+/// Keys above it are kept, and in each part the first ties[part] of those equal to it.
+template <class Key>
+struct Threshold {
+  Key key;
+  std::vector<int64_t> ties;
+};
+
+/// The threshold for places that lie in the bracket, above which there are `above` keys.
+template <class Score, class EachKeys>
+Threshold<KeyOf<Score>> threshold_of(const EachKeys& each_keys, int64_t parts, const Bracket<KeyOf<Score>>& bracket,
+                                     int64_t above, const Places<Score>& places, int digit_bits) {
+  using Key = KeyOf<Score>;
+  Found<Key> found = find_largest(each_keys, parts, bracket.low, bracket.high, places.first - above, digit_bits);
+  if (!places.quantile) return {found.key, deal_ties(found.rank, found.equal)};
+  Key lower = found.key;
+  if (places.last > places.first && found.rank == std::accumulate(found.equal.begin(), found.equal.end(), int64_t{0})) {
+    std::vector<Key> next(parts);
+    each_keys([&](int64_t part, const Key* keys, int64_t count, const auto&) {
+      for (int64_t j = 0; j < count; ++j) next[part] = std::max(next[part], keys[j] < found.key ? keys[j] : Key{0});
+    });
+    lower = *std::max_element(next.begin(), next.end());
+  }
+  const Score quantile = places.between(score_of<Score>(lower), score_of<Score>(found.key));
+  if (quantile != quantile) return {~Key{0}, std::vector<int64_t>(parts)};
+  return {key_of(quantile), std::vector<int64_t>(parts, std::numeric_limits<int64_t>::max())};
+}
+
+/// What one pass over a part of a scope collects.
+template <class Key>
+struct Cut {
+  int64_t above = 0, inside = 0, valid = 0;
+  std::vector<Key> keys;  // in the bracket
+  std::vector<int64_t> flat;
+};
+
+template <class Score>
+void select_in_scope(const Scope<Score>& scope, const TokenBudget& budget, bool* keep) {
+  using Key = KeyOf<Score>;
+  Bracket<Key> bracket = bracket_of(scope, budget);
+  std::vector<Cut<Key>> cuts(scope.parts());
+  scope([&](int64_t part, const Key* keys, int64_t count, const auto& flat) {
+    int32_t inside[kPiece];
+    int64_t counts[2] = {};
+    Cut<Key>& cut = cuts[part];
+    const int64_t found = cut_keys(keys, count, bracket.low, bracket.high, keep + flat(0), inside, counts);
+    cut.above += counts[0];
+    cut.valid += counts[1];
+    cut.inside += found;
+    if (!bracket.collect) return;
+    for (int64_t i = 0; i < found; ++i) {
+      cut.keys.push_back(keys[inside[i]]);
+      cut.flat.push_back(flat(inside[i]));
+    }
   });
+  int64_t above = 0, inside = 0, valid = 0;
+  for (const Cut<Key>& cut : cuts) above += cut.above, inside += cut.inside, valid += cut.valid;
+  const Places<Score> places(budget, valid);
+  if (above >= places.first || above + inside < places.last) {
+    bracket = {1, ~Key{0}, false};
+    above = 0;
+  }
+  const int digit_bits = std::clamp(static_cast<int>(std::bit_width(static_cast<uint64_t>(inside))) - 2, 6, 11);
+  const auto collected = [&](const auto& visit) {
+    parallel_for(scope.parts(), scope.parallel() && inside >= 32768, [&](int64_t part) {
+      const Cut<Key>& cut = cuts[part];
+      visit(part, cut.keys.data(), static_cast<int64_t>(cut.keys.size()), [&](int64_t j) { return cut.flat[j]; });
+    });
+  };
+  Threshold<Key> threshold{~Key{0}, std::vector<int64_t>(scope.parts())};
+  if (places.first > 0)
+    threshold = bracket.collect ? threshold_of(collected, scope.parts(), bracket, above, places, digit_bits)
+                                : threshold_of(scope, scope.parts(), bracket, above, places, digit_bits);
+  if (bracket.collect && threshold.key >= bracket.low && threshold.key <= bracket.high)
+    keep_above(collected, threshold.key, std::move(threshold.ties), keep);
+  else
+    keep_above(scope, threshold.key, std::move(threshold.ties), keep);
+}
+
+/// body(Scope of each group); threads share out the groups, or the pieces of one where groups are few.
+template <class Score, class Body>
+void each_scope(const Tokens& tokens, const Groups& groups, const Body& body) {
+  const bool large = groups.rows() * tokens.columns >= 32768;
+  const bool by_scope = groups.count() >= 4;
+  parallel_for(groups.count(), large && by_scope,
+               [&](int64_t group) { body(group, Scope<Score>(tokens, groups, group, large && !by_scope)); });
+}
+
+template <class F>
+decltype(auto) with_score(const Tokens& tokens, F&& f) {
+  if (tokens.advantages.dtype == Dtype::float64 || tokens.entropies.dtype == Dtype::float64) return f(double{});
+  return f(float{});
+}
+
+Groups groups_of_segments(const int64_t* segments, int64_t rows, int64_t count) {
+  for (int64_t i = 0; i < rows; ++i)
+    if (segments[i] < 0 || segments[i] >= count)
+      throw std::invalid_argument("segments: expected values from 0 to " + std::to_string(count - 1) + ", got " +
+                                  std::to_string(segments[i]));
+  return Groups::by_id(segments, 1, rows);
 }
 
 }  // namespace
 
 void select_tokens(const MatrixView& advantages, const MatrixView& entropies, const MatrixView& mask, int64_t columns,
-                   double ratio, const Groups& groups, bool* keep) {
+                   const TokenBudget& budget, const Groups& groups, bool* keep) {
   if (columns == 0) return;
   // One scope over rows that lie one behind the other is one long row.
   const auto is_flat = [&](const MatrixView& view) {
@@ -216,13 +388,65 @@ void select_tokens(const MatrixView& advantages, const MatrixView& entropies, co
       view.column_stride = 1;
       return view;
     };
-    return select_tokens(flat(advantages), flat(entropies), flat(mask), groups.rows() * columns, ratio,
+    return select_tokens(flat(advantages), flat(entropies), flat(mask), groups.rows() * columns, budget,
                          Groups::contiguous(1, 1), keep);
   }
-  if (advantages.dtype == Dtype::float64 || entropies.dtype == Dtype::float64)
-    select_all<double>(advantages, entropies, mask, columns, ratio, groups, keep);
-  else
-    select_all<float>(advantages, entropies, mask, columns, ratio, groups, keep);
+  const Tokens tokens{advantages, entropies, mask, columns};
+  with_score(tokens, [&](auto zero) {
+    using Score = decltype(zero);
+    each_scope<Score>(tokens, groups,
+                      [&](int64_t, const Scope<Score>& scope) { select_in_scope(scope, budget, keep); });
+  });
+}
+
+void token_histogram(const MatrixView& advantages, const MatrixView& entropies, const MatrixView& mask, int64_t rows,
+                     int64_t columns, const int64_t* segments, const int64_t* prefixes, int64_t count, int level,
+                     int64_t* histogram) {
+  const Groups groups = groups_of_segments(segments, rows, count);
+  std::fill_n(histogram, count * kTokenBins, 0);
+  const Tokens tokens{advantages, entropies, mask, columns};
+  with_score(tokens, [&](auto zero) {
+    using Score = decltype(zero);
+    using Key = KeyOf<Score>;
+    constexpr int kLevels = sizeof(Key);
+    if (level < 0 || level >= kLevels)
+      throw std::invalid_argument("level: expected a value from 0 to " + std::to_string(kLevels - 1) + ", got " +
+                                  std::to_string(level));
+    const int shift = 8 * (kLevels - 1 - level);
+    each_scope<Score>(tokens, groups, [&](int64_t group, const Scope<Score>& scope) {
+      const int64_t segment = segments[groups.row(groups.begin(group))];
+      const auto prefix = static_cast<Key>(prefixes[segment]);
+      std::vector<std::array<int64_t, kTokenBins>> counts(scope.parts());
+      scope([&](int64_t part, const Key* keys, int64_t number, const auto&) {
+        for (int64_t j = 0; j < number; ++j)
+          if (const Key digits = keys[j] >> shift; digits >> 8 == prefix && keys[j] != 0)
+            ++counts[part][digits % kTokenBins];
+      });
+      for (const auto& own : counts)
+        for (int64_t bin = 0; bin < kTokenBins; ++bin) histogram[segment * kTokenBins + bin] += own[bin];
+    });
+  });
+}
+
+void select_tokens_above(const MatrixView& advantages, const MatrixView& entropies, const MatrixView& mask,
+                         int64_t rows, int64_t columns, const int64_t* segments, const int64_t* thresholds,
+                         const int64_t* ties, int64_t count, bool* keep) {
+  const Groups groups = groups_of_segments(segments, rows, count);
+  const Tokens tokens{advantages, entropies, mask, columns};
+  with_score(tokens, [&](auto zero) {
+    using Score = decltype(zero);
+    using Key = KeyOf<Score>;
+    each_scope<Score>(tokens, groups, [&](int64_t group, const Scope<Score>& scope) {
+      const int64_t segment = segments[groups.row(groups.begin(group))];
+      const auto threshold = static_cast<Key>(thresholds[segment]);
+      std::vector<int64_t> equal(scope.parts());
+      if (threshold != 0 && ties[segment] > 0)  // 0 is no key
+        scope([&](int64_t part, const Key* keys, int64_t number, const auto&) {
+          equal[part] += std::count(keys, keys + number, threshold);
+        });
+      keep_above(scope, threshold, deal_ties(ties[segment], equal), keep);
+    });
+  });
 }
 
 }  // namespace morlfast

@@ -61,7 +61,7 @@ void check_select_tokens(Random& random) {
                         : scope == 1            ? Groups::contiguous(rows, size)
                         : scope == 2            ? Groups::by_id(ids.as<int64_t>(), ids.stride(0), rows)
                                                 : Groups::contiguous(rows, 1);
-  morlfast::select_tokens(advantages.matrix(), entropies.matrix(), mask.matrix(), columns, ratio, groups, keep.get());
+  morlfast::select_tokens(advantages.matrix(), entropies.matrix(), mask.matrix(), columns, {ratio}, groups, keep.get());
   for (int64_t t = 0; t < rows * columns; ++t)
     expect(keep[t] == (expected[t] != 0), "token " + std::to_string(t) + (expected[t] ? " is not kept" : " is kept"));
 }
