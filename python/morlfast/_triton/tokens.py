@@ -33,6 +33,20 @@ OPTIONS = {"num_stages": 1, "enable_fp_fusion": False, "maxnreg": 128}
 
 
 @triton.jit
+def ordered(value):
+    """Unsigned integers in the order of float32 or float64 values, above 0; -0.0 is 0.0."""
+    value = tl.where(value == 0, 0.0, value)
+    if value.dtype == tl.float64:
+        bits = value.to(tl.uint64, bitcast=True)
+        sign = tl.full(bits.shape, 1, tl.uint64) << 63
+    else:
+        bits = value.to(tl.uint32, bitcast=True)
+        sign = tl.full(bits.shape, 1, tl.uint32) << 31
+    ones = sign | (sign - 1)  # not ~: the interpreter's NumPy has no unsigned -1
+    return tl.where((bits & sign) != 0, bits ^ ones, bits | sign)
+
+
+@triton.jit
 def _keys(
     advantages_ptr,
     entropies_ptr,
@@ -62,16 +76,7 @@ def _keys(
         score = tl.abs(advantage.to(tl.float64)) * entropy.to(tl.float64)
     else:
         score = tl.abs(advantage.to(tl.float32)) * entropy.to(tl.float32)
-    live = inside & (valid != 0) & (score == score)
-    score = tl.where(score == 0, 0.0, score)
-    if WIDE:
-        bits = score.to(tl.uint64, bitcast=True)
-        sign = tl.full(bits.shape, 1, tl.uint64) << 63
-    else:
-        bits = score.to(tl.uint32, bitcast=True)
-        sign = tl.full(bits.shape, 1, tl.uint32) << 31
-    ones = sign | (sign - 1)  # not ~: the interpreter's NumPy has no unsigned -1
-    return tl.where((bits & sign) != 0, bits ^ ones, bits | sign), live
+    return ordered(score), inside & (valid != 0) & (score == score)
 
 
 @triton.jit
