@@ -538,7 +538,9 @@ def test_importing_verl_is_enough_and_a_module_of_ones_own_patches(run_with_entr
         "assert core_algos.compute_grpo_outcome_advantage.__module__ == 'verl.trainer.ppo.core_algos'\n"
         "with patch():\n"
         "    assert core_algos.get_adv_estimator_fn('rloo').__module__ == 'morlfast.integrations.verl'\n"
-        "assert core_algos.get_adv_estimator_fn('rloo').__module__ == 'verl.trainer.ppo.core_algos'\n",
+        "assert core_algos.get_adv_estimator_fn('rloo').__module__ == 'verl.trainer.ppo.core_algos'\n"
+        "from verl.workers import engine_workers\n"  # a worker's loss selects tokens where a batch says so
+        "assert 'morlfast' in engine_workers.ppo_loss.__code__.co_filename\n",
     )
 
 

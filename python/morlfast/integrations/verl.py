@@ -314,7 +314,7 @@ def patch(*, any_version: bool = False) -> Patch:
     functions were not checked against, unless `any_version`.
     """
     check_version("verl", CHECKED_VERSIONS, any_version, later_patches=True, extra="verl")
-    _watch_v1()
+    _watch_trainers()
     return _RegistryPatch("verl", dict(zip(_originals(), _DROP_INS, strict=True)))
 
 
@@ -370,6 +370,28 @@ def _let_v1_fetch_rewards(trainer_base: ModuleType) -> None:
             return original(self, batch, metrics)
 
     trainer_base.PPOTrainer._compute_advantage = _compute_advantage
+
+
+def _extend_v1(trainer_base: ModuleType) -> None:
+    _let_v1_fetch_rewards(trainer_base)
+    _downsampling().extend_trainer(trainer_base, _rewards_of)
+
+
+def _downsampling() -> ModuleType:
+    return importlib.import_module("morlfast.integrations._verl_downsampling")
+
+
+@contextmanager
+def _rewards_of(rows: Tensor) -> Iterator[None]:
+    """Within the block, `compute_gdpo_outcome_advantage` finds those of some rows of the batch."""
+    fetched = _rewards.get()
+    if fetched is not None:
+        fetched = {key: np.asarray(values)[rows.numpy()] for key, values in fetched.items()}
+    token = _rewards.set(fetched)
+    try:
+        yield
+    finally:
+        _rewards.reset(token)
 
 
 @contextmanager
@@ -450,12 +472,14 @@ def _plug_in() -> None:
         logging.getLogger(__name__).warning("%s; morlfast_grpo and the others are not registered", error)
         return
     _AfterImport(_CORE, _register)
-    _watch_v1()
+    _watch_trainers()
 
 
 @functools.cache
-def _watch_v1() -> None:
-    _AfterImport(_V1, _let_v1_fetch_rewards)
+def _watch_trainers() -> None:
+    _AfterImport(_V1, _extend_v1)
+    _AfterImport("verl.workers.utils.losses", lambda losses: _downsampling().extend_losses(losses))
+    _AfterImport("verl.trainer.ppo.ray_trainer", lambda trainer: _downsampling().extend_legacy_trainer(trainer))
 
 
 _plug_in()
