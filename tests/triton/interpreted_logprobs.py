@@ -179,7 +179,7 @@ def test_the_gradient_where_logits_are_infinite_or_nan() -> None:
     logits = logits[:, [0, 1, 2, 4, 5, 6]]
     tokens = tokens[:, [0, 1, 2, 4, 5, 6]]
     g, h = normal(1, 6, seed=1), normal(1, 6, seed=2)
-    log_probs, entropies, log_sums = kernels.token_logprobs(logits, tokens)
+    _, entropies, log_sums = kernels.token_logprobs(logits, tokens)
     found = kernels.token_logprobs_gradient(logits, tokens, log_sums, entropies, g, h)
     assert found[0, :2].isnan().all()
     log_p = logits[0, 2:].double().log_softmax(-1)
