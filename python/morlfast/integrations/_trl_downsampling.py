@@ -69,8 +69,7 @@ class DownSampling(_Trainer):  # type: ignore[misc]
             raise TypeError(f"down_sampling: expected D3S, PODS or None, got {type(method).__name__}")
         size = rows if method.rollout_scope == "batch" else self.num_generations
         for progress in (0.0, 1.0):
-            rollouts, _ = method.budget(progress)
-            if rollouts is not None and rollouts > size:
+            if (rollouts := method.budget(progress).rollouts) is not None and rollouts > size:
                 raise ValueError(
                     f"down_sampling: expected a budget of at most the {size} rollouts of a {method.rollout_scope}, "
                     f"got {rollouts}"
@@ -107,9 +106,9 @@ class DownSampling(_Trainer):  # type: ignore[misc]
         else:
             assert isinstance(method, D3S)
             size = rows if method.rollout_scope == "batch" else size
-            budget, _ = method.budget(self._progress)
+            rollouts, _ = method.schedule.linear()
             unit = self._unit(rows // size)
-            k = size if budget is None else min(max(int(budget / unit + 0.5), 1) * unit, size)
+            k = size if rollouts is None else max(math.floor(rollouts(self._progress) / unit + 0.5), 1) * unit
             rounded = copy.copy(method)
             rounded.schedule = D3SSchedule(k, method.schedule.ratio)
             scored = advantages.masked_fill(unscored, math.nan)
