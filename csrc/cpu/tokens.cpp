@@ -162,7 +162,7 @@ Found<Key> find_largest(const EachKeys& each_keys, int64_t parts, Key low, Key h
     int64_t bin = bins - 1;
     for (int64_t own = in_bin(bin); rank > own; own = in_bin(--bin)) rank -= own;
     low += static_cast<Key>(bin) << shift;
-    high = std::min(high, static_cast<Key>(low + ((Key{1} << shift) - 1)));
+    high = low + std::min<Key>(high - low, (Key{1} << shift) - 1);
     if (shift > 0) continue;
     std::vector<int64_t> equal(parts);
     for (int64_t part = 0; part < parts; ++part) equal[part] = counts[part * bins + bin];
