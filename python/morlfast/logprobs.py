@@ -301,12 +301,13 @@ class _TokenLogprobs(torch.autograd.Function):
         log_probs, entropies, log_sums = results
         ctx.save_for_backward(logits, tokens, log_sums, entropies)
         ctx.set_materialize_grads(False)
-        ctx.options = (temperature, vocabulary.first, ignore_index)
+        ctx.options, ctx.entropy = (temperature, vocabulary.first, ignore_index), entropy
         return log_probs, entropies
 
     @staticmethod
     def backward(ctx: Any, of_log_probs: Tensor | None, of_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, tokens, log_sums, entropies = ctx.saved_tensors
+        of_entropies = of_entropies if ctx.entropy else None  # torch.compile makes zeros of what is not there
         grad = None
         if of_log_probs is not None or of_entropies is not None:
             grad = _ops.token_logprobs_gradient(
@@ -347,12 +348,13 @@ class _LinearTokenLogprobs(torch.autograd.Function):
             )
         ctx.save_for_backward(hidden, weight, bias, tokens, log_sums, entropies)
         ctx.set_materialize_grads(False)
-        ctx.options = (temperature, vocabulary.first, ignore_index)
+        ctx.options, ctx.entropy = (temperature, vocabulary.first, ignore_index), entropy
         ctx.chunks, ctx.group = chunks, vocabulary.group if reduces else None
         return log_probs, entropies
 
     @staticmethod
     def backward(ctx: Any, of_log_probs: Tensor | None, of_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
+        of_entropies = of_entropies if ctx.entropy else None
         if of_log_probs is None and of_entropies is None:
             return (None,) * 10
         hidden, weight, bias, tokens, log_sums, entropies = ctx.saved_tensors
