@@ -73,21 +73,31 @@ CASES: dict[str, tuple[torch.Tensor, torch.Tensor, dict[str, Any], dict[str, Any
 }
 
 
+RATIOS = (0.0, 0.1, 0.37, 1.0)
+
+
 def tokens(advantages: Any, entropies: Any, mask: torch.Tensor, ratio: float, options: dict[str, Any]) -> torch.Tensor:
     return morlfast.select_tokens(advantages, entropies, mask, ratio, process_group=dist.group.WORLD, **options)
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.37, 1.0])
+def tokens_of_all_ratios(
+    advantages: torch.Tensor, entropies: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor:
+    return torch.stack([tokens(advantages, entropies, mask, ratio, options) for ratio in RATIOS])
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_keep_the_tokens_that_one_rank_keeps(ranks, case, ratio):
+def test_ranks_keep_the_tokens_that_one_rank_keeps(ranks, case):
     advantages, entropies, shared, rowwise = CASES[case]
-    want = morlfast.select_tokens(advantages, entropies, MASK, ratio, **shared, **rowwise)
-    assert ratio in (0.0, 1.0) or 0 < int(want.sum()) < int(MASK.sum())
     arguments = [
-        (advantages[rows], entropies[rows], MASK[rows], ratio, {**shared, **{k: v[rows] for k, v in rowwise.items()}})
+        (advantages[rows], entropies[rows], MASK[rows], {**shared, **{k: v[rows] for k, v in rowwise.items()}})
         for rows in rows_of_ranks(ranks)
     ]
-    assert torch.equal(torch.cat(ranks.run(tokens, arguments)), want)
+    got = torch.cat(ranks.run(tokens_of_all_ratios, arguments), 1)
+    for ratio, kept in zip(RATIOS, got, strict=True):
+        want = morlfast.select_tokens(advantages, entropies, MASK, ratio, **shared, **rowwise)
+        assert ratio in (0.0, 1.0) or 0 < int(want.sum()) < int(MASK.sum())
+        assert torch.equal(kept, want), ratio
 
 
 def test_scores_of_ranks_in_place_of_the_product(ranks):
