@@ -6,7 +6,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "D3S",
     "GAE",
+    "PODS",
     "PRESETS",
     "AdaptedWeights",
     "AdvantageRules",
@@ -14,18 +16,27 @@ __all__ = [
     "CODPOPicks",
     "CRRAFTPicks",
     "ConsistencyAdvantages",
+    "D3SBudget",
+    "D3SSchedule",
+    "D3SSelection",
     "DualCriticGAE",
+    "EntropyHistory",
+    "EntropyPenalty",
     "Estimate",
     "Filtered",
     "HypervolumeMetaReward",
+    "LinearSchedule",
     "LinearSupport",
+    "PackedTokens",
     "ParetoArchive",
     "Preset",
     "RepairedGroups",
     "RiskQuantiles",
     "RolloutSelection",
     "SinglestreamTracker",
+    "TPPOTokens",
     "TokenAdvantages",
+    "TokenLogprobs",
     "VTrace",
     "achievement",
     "all_zero_groups",
@@ -53,6 +64,9 @@ __all__ = [
     "dr_grpo",
     "dual_critic_advantages",
     "ensemble_rewards",
+    "entropy_smoothing_penalty",
+    "epo_loss",
+    "epo_weight",
     "epsilon_boxes",
     "epsilon_indicator",
     "expected_utility",
@@ -93,6 +107,7 @@ __all__ = [
     "length_adaptive_lambda",
     "lexicographic_order",
     "linear_scan",
+    "linear_token_logprobs",
     "lorenz_vectors",
     "maximum_utility_loss",
     "mixture_assignments",
@@ -102,6 +117,7 @@ __all__ = [
     "opo",
     "optimal_token_baseline",
     "ordered_weighted_average",
+    "pack_tokens",
     "paper_scores",
     "pass_at_k",
     "penalty_boundary_intersection",
@@ -130,10 +146,15 @@ __all__ = [
     "sparsity",
     "spo",
     "spread",
+    "t_ppo_tokens",
     "target_ratio_rewards",
     "thresholded_lexicographic_order",
+    "token_denominator",
+    "token_logprobs",
+    "token_mean",
     "top_k_diversity",
     "turn_returns",
+    "unpack_tokens",
     "v_trace",
     "weight_neighbors",
     "weighted_log",
@@ -179,6 +200,25 @@ try:
         is_lorenz_non_dominated,
         is_on_convex_front,
         lorenz_vectors,
+    )
+    from morlfast.downsampling import (
+        D3S,
+        PODS,
+        D3SBudget,
+        D3SSchedule,
+        D3SSelection,
+        LinearSchedule,
+        TPPOTokens,
+        t_ppo_tokens,
+        token_denominator,
+        token_mean,
+    )
+    from morlfast.entropy_smoothing import (
+        EntropyHistory,
+        EntropyPenalty,
+        entropy_smoothing_penalty,
+        epo_loss,
+        epo_weight,
     )
     from morlfast.estimators import (
         ConsistencyAdvantages,
@@ -237,6 +277,11 @@ try:
         LinearSupport,
         corner_priorities,
         corner_weights,
+    )
+    from morlfast.logprobs import (
+        TokenLogprobs,
+        linear_token_logprobs,
+        token_logprobs,
     )
     from morlfast.pareto import (
         Filtered,
@@ -306,7 +351,12 @@ try:
         weighted_log,
         weighted_sum,
     )
-    from morlfast.tokens import select_tokens
+    from morlfast.tokens import (
+        PackedTokens,
+        pack_tokens,
+        select_tokens,
+        unpack_tokens,
+    )
     from morlfast.trackers import (
         RiskQuantiles,
         SinglestreamTracker,
