@@ -19,7 +19,7 @@ import triton
 if triton.knobs.runtime.interpret:
     pytest.skip("the interpreter replaces the compiler", allow_module_level=True)
 
-from morlfast._triton import advantages, indicators, pareto, returns, tokens
+from morlfast._triton import advantages, indicators, logprobs, pareto, returns, rollouts, tokens
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -38,6 +38,7 @@ class Case:
     options: dict[str, Any]
     strides_of_one: tuple[str, ...] = ()
     aligned: tuple[str, ...] = ()  # numbers that are multiples of 16
+    fused: bool = False  # products and sums may be rounded once
 
 
 def _advantages(
@@ -57,20 +58,29 @@ def _advantages(
     return Case(name, kernel, own, constants, registers, options, ("mask_col",), ("columns", "mask_row"))
 
 
-def _tokens(name: str, kernel: Any, registers: int, score: str, mask: str, ids: bool, **constants: Any) -> Case:
-    pointers = {"advantages_ptr": score, "entropies_ptr": score, "mask_ptr": mask, "out_ptr": "i1"}
-    pointers |= {"histogram_ptr": "i32", "prefix_ptr": "i64", "remaining_ptr": "i64"}
-    pointers |= {"ties_ptr": "i32", "ties_through_ptr": "i64"}
-    pointers |= {"order_ptr": "i64", "group_ptr": "i64", "bounds_ptr": "i64"} if ids else {}
+def _tokens(name: str, kernel: Any, registers: int, score: str, mask: str, absent: str = "", **constants: Any) -> Case:
+    elements = {"advantages_ptr": score, "entropies_ptr": score, "mask_ptr": mask, "out_ptr": "i1"}
+    elements |= {"histogram_ptr": "i64" if "given_ptr" not in absent else "i32", "equal_ptr": "i32"}
+    names = [p.name for p in kernel.params if p.name.endswith("_ptr") and p.name not in absent.split()]
+    tile = constants["R"] * constants["WIDTH"] if "R" in constants else constants.get("WIDTH", 0)
     return Case(
         name,
         kernel,
-        pointers,
+        {p: elements.get(p, "i64") for p in names},
         constants,
         registers,
-        tokens.launch_options(constants.get("R", 1) * constants["WIDTH"]),
+        tokens.launch_options(tile) if tile else tokens.OPTIONS,
         strides_of_one=("entropy_col", "mask_col"),
+        fused=constants.get("QUANTILE", False),
     )
+
+
+def _rollouts(name: str, kernel: Any, reward: str, options: dict[str, Any], **constants: Any) -> Case:
+    elements = {"rewards_ptr": reward, "out_ptr": "i1", "values_ptr": "fp64", "sums_ptr": "fp64"}
+    absent = ("sums_ptr",) if constants.get("METHOD") else ()
+    names = [p.name for p in kernel.params if p.name.endswith("_ptr") and p.name not in absent]
+    own = {p: elements.get(p, "i64") for p in names}
+    return Case(name, kernel, own, constants, rollouts.OPTIONS["maxnreg"], options)
 
 
 def _sort(
@@ -202,41 +212,102 @@ BATCHED = [
     _advantages("count", advantages.count_kernel, 128, "fp32", "mask_ptr", "counts_ptr", R=4, W=512),
     _advantages("sum", advantages.sum_kernel, 128, "fp32", "rewards_ptr", "scores_ptr", NAN=0, R=4, W=128),
 ]
+_CONTIGUOUS = "order_ptr group_ptr bounds_ptr"
+_BY_TAU = ("histogram_kernel", "below_kernel")
 SELECTED = [
-    _tokens(
-        f"{kernel.fn.__name__}-{score}-{mask}-{stacked}x{width}{'-ids' if ids else ''}",
-        kernel,
-        128,
-        score,
-        mask,
-        ids,
-        WIDE=score == "fp64",
-        R=stacked,
-        WIDTH=width,
-    )
-    for kernel in (tokens.histogram_kernel, tokens.tie_kernel, tokens.select_kernel)
-    for score, mask, stacked, width, ids in [
-        ("fp32", "i1", 1, tokens.TILE, False),
-        ("bf16", "fp32", 1, 128, True),
-        ("fp64", "i64", 16, tokens.TILE // 16, False),
-    ]
+    *[
+        _tokens(
+            f"{kernel.fn.__name__}-{score}-{mask}-{stacked}x{width}{'' if absent else '-segments'}",
+            kernel,
+            128,
+            score,
+            mask,
+            f"{absent} given_ptr" if kernel is tokens.histogram_kernel else absent,
+            **({"QUANTILE": quantile} if kernel.fn.__name__ in _BY_TAU else {}),
+            WIDE=score == "fp64",
+            R=stacked,
+            WIDTH=width,
+        )
+        for kernel in (tokens.histogram_kernel, tokens.below_kernel, tokens.tie_kernel, tokens.select_kernel)
+        for score, mask, stacked, width, absent, quantile in [
+            ("fp32", "i1", 1, tokens.TILE, _CONTIGUOUS, False),
+            ("fp32", "i1", 1, tokens.TILE, "order_ptr", True),
+            ("bf16", "fp32", 1, 128, "", False),
+            ("fp64", "i64", 16, tokens.TILE // 16, _CONTIGUOUS, True),
+        ]
+        if quantile or kernel is not tokens.below_kernel
+    ],
+    *[
+        _tokens(
+            f"histogram_kernel-given-{score}",
+            tokens.histogram_kernel,
+            128,
+            score,
+            "i1",
+            "order_ptr bounds_ptr prefix_ptr remaining_ptr",
+            QUANTILE=False,
+            WIDE=score == "fp64",
+            R=1,
+            WIDTH=tokens.TILE,
+        )
+        for score in ("fp32", "fp64")
+    ],
+    *[
+        _tokens(
+            f"threshold_kernel-{wide}-{quantile}",
+            tokens.threshold_kernel,
+            128,
+            "fp32",
+            "i1",
+            "given_ptr" if quantile else "given_ptr below_ptr",
+            QUANTILE=quantile,
+            WIDE=wide,
+        )
+        for wide, quantile in [(False, False), (False, True), (True, True)]
+    ],
 ]
 ROWS = [
     _tokens(
-        f"row_kernel-{score}-{mask}-{width}",
+        f"row_kernel-{score}-{mask}-{width}{'-quantile' if quantile else ''}",
         tokens.row_kernel,
         128,
         score,
         mask,
-        False,
-        WIDE=wide,
+        QUANTILE=quantile,
+        WIDE=score == "fp64",
         WIDTH=width,
     )
-    for score, mask, width, wide in [
+    for score, mask, width, quantile in [
         ("fp32", "i1", tokens.TILE, False),
+        ("fp32", "i1", tokens.TILE, True),
         ("bf16", "bf16", 128, False),
-        ("fp64", "i32", tokens.TILE, True),
+        ("fp64", "i32", tokens.TILE, False),
+        ("fp64", "i1", tokens.TILE, True),
     ]
+]
+SELECTED_ROLLOUTS = [
+    *[
+        _rollouts(
+            f"rollouts-{reward}-method{method}-{groups}x{lanes}",
+            rollouts.group_kernel,
+            reward,
+            rollouts.group_options(groups * lanes),
+            METHOD=method,
+            WIDE=reward in ("fp64", "i64"),
+            P=groups,
+            L=lanes,
+        )
+        for reward, method, groups, lanes in [
+            ("fp32", 0, rollouts.TILE // 64, 64),
+            ("bf16", 0, rollouts.TILE, 1),
+            ("i64", 0, rollouts.TILE // 8, 8),
+            ("fp32", 0, 1, rollouts.GROUP_LIMIT),
+            ("fp64", 0, 1, rollouts.GROUP_LIMIT),
+            ("fp16", 1, rollouts.TILE // 16, 16),
+            ("fp64", 2, rollouts.TILE // 16, 16),
+        ]
+    ],
+    _rollouts("split_kernel", rollouts.split_kernel, "fp64", rollouts.SPLIT_OPTIONS, C=rollouts.CHUNK),
 ]
 SMALL = [
     _sort(
@@ -395,8 +466,58 @@ RETURNS = [
         **{"EPS_TO": 2, "SHIFT_MEAN": False, "OUTSIDE": False, "C": returns.RECORDS, **_TOKENS},
     ),
 ]
+_LANES = {"R": logprobs.LOADS, "L": logprobs.LANES}
+
+
+def _logprobs(name: str, kernel: Any, element: str, *absent: str, strided: bool = False, **constants: Any) -> Case:
+    elements = {"tokens_ptr": "i64", "logits_ptr": element, "grad_ptr": element}
+    results = "fp64" if element == "fp64" else "fp32"
+    pointers = {
+        p.name: elements.get(p.name, results) for p in kernel.params if p.name.endswith("_ptr") and p.name not in absent
+    }
+    options = logprobs.MERGE_OPTIONS if kernel is logprobs.merge_kernel else logprobs.OPTIONS
+    ones = () if strided else ("logit_col", "token_row")
+    sizes = ("vocabulary", "logit_batch", "logit_row")
+    return Case(name, kernel, pointers, constants, logprobs.OPTIONS["maxnreg"], options, ones, sizes, fused=True)
+
+
+LOGPROBS = [
+    *[
+        _logprobs(
+            f"logprobs-{element}{'' if entropy else '-alone'}",
+            logprobs.forward_kernel,
+            element,
+            *("records_ptr", *(() if entropy else ("entropies_ptr",))),
+            **{"ENTROPY": entropy, "PARTIAL": False, "E": elements, **_LANES},
+        )
+        for element, elements, entropy in [("bf16", 8, True), ("bf16", 8, False), ("fp32", 4, True)]
+    ],
+    _logprobs(
+        "logprobs-fp64-parts", logprobs.forward_kernel, "fp64", **{"ENTROPY": True, "PARTIAL": True, "E": 2, **_LANES}
+    ),
+    _logprobs(
+        "logprobs-fp16-strided",
+        logprobs.forward_kernel,
+        "fp16",
+        "records_ptr",
+        strided=True,
+        **{"ENTROPY": True, "PARTIAL": True, "E": 1, **_LANES},
+    ),
+    _logprobs("logprobs-merge", logprobs.merge_kernel, "bf16", PARTIAL=False, P=logprobs.SPLITS),
+    _logprobs("logprobs-gradient-bf16", logprobs.gradient_kernel, "bf16", TILE=logprobs.TILE),
+    _logprobs(
+        "logprobs-gradient-fp32-alone",
+        logprobs.gradient_kernel,
+        "fp32",
+        *("entropies_ptr", "grad_entropies_ptr"),
+        TILE=logprobs.TILE,
+    ),
+    _logprobs(
+        "logprobs-gradient-fp64-strided", logprobs.gradient_kernel, "fp64", strided=True, TILE=logprobs.TILE // 8
+    ),
+]
 PARETO = [*SMALL, *BLOCKS, *WINDOWS, *DOMINANCE, *ORDERED, *BEST]
-CASES = [*GROUPED, *BATCHED, *RETURNS, *SELECTED, *ROWS, *PARETO]
+CASES = [*GROUPED, *BATCHED, *RETURNS, *SELECTED, *ROWS, *SELECTED_ROLLOUTS, *PARETO, *LOGPROBS]
 
 
 def compile_kernel(case: Case, architecture: int) -> Any:
@@ -446,7 +567,7 @@ def test_kernel_fits(case: Case, architecture: int, tmp_path: Path) -> None:
     assert used["REG"] <= case.registers, used
     assert compiled.metadata.shared <= SHARED_LIMIT, compiled.metadata.shared
     # Fused, w * r - pivot of equal rewards would not be zero.
-    assert "fma.rn.f" not in compiled.asm["ptx"]
+    assert case.fused or "fma.rn.f" not in compiled.asm["ptx"]
 
 
 @pytest.mark.parametrize("case", [c for c in GROUPED + BATCHED if "tokens" in c.name], ids=lambda case: case.name)
@@ -454,6 +575,21 @@ def test_tokens_move_sixteen_bytes_at_a_time(case: Case) -> None:
     ptx = compile_kernel(case, 90).asm["ptx"]
     assert re.search(r"ld\.global\.v[24]\.b32", ptx)  # the mask, of bytes, as many as the result has elements
     assert re.search(r"st\.global\.(v4\.b32|v2\.b64)", ptx)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in LOGPROBS if "strided" not in c.name and "merge" not in c.name], ids=lambda case: case.name
+)
+def test_logits_are_read_sixteen_bytes_at_a_time_and_reduced_by_threads_alone(case: Case) -> None:
+    compiled = compile_kernel(case, 90)
+    assert re.search(r"ld\.global\.(v4\.b32|v2\.b64)", compiled.asm["ptx"])
+    if case.kernel is logprobs.gradient_kernel:
+        assert re.search(r"st\.global\.(v4\.b32|v2\.b64)", compiled.asm["ptx"])
+        return
+    # After the loop, threads are merged: a maximum and one or two sums, through 32 lanes and 4 warps.
+    sums = 1 + case.constants["ENTROPY"]
+    words = 2 if case.pointers["logits_ptr"] == "fp64" else 1
+    assert compiled.asm["ptx"].count("shfl.sync") <= (5 + 2) * (1 + sums) * words
 
 
 @pytest.mark.parametrize("k", [4, 64])
@@ -479,7 +615,7 @@ def test_objectives_are_added_in_one_order(k: int) -> None:
 def test_every_kernel_has_a_case() -> None:
     kernels = {
         function
-        for module in (advantages, returns, tokens, pareto, indicators)
+        for module in (advantages, returns, rollouts, tokens, pareto, indicators, logprobs)
         for name, function in vars(module).items()
         if name.endswith("_kernel")
     }
