@@ -21,6 +21,7 @@ from tensordict import TensorDict
 from test_verl import KEYS, batch, legacy_data, scores_of
 from test_verl import Queue as QueueOfRows
 from transfer_queue import KVBatchMeta
+from verl import DataProto
 from verl.trainer.ppo import core_algos, ray_trainer
 from verl.trainer.ppo.v1 import PPOTrainerSync, trainer_base
 from verl.utils import tensordict_utils as tu
@@ -323,12 +324,13 @@ def test_with_all_as_the_denominator_masks_stay_and_advantages_vanish(monkeypatc
 
 
 def test_a_trainer_with_its_own_advantages_says_that_nothing_was_selected(monkeypatch) -> None:
-    queue = Queue(batch("random"))
-    monkeypatch.setattr(trainer_base, "compute_advantage_for_multi_trajectories", lambda data, **_: data)
-    for row in queue.rows:
-        row["advantages"] = row["returns"] = row["rm_scores"]
-    with pytest.raises((RuntimeError, KeyError)):
-        run(["+morlfast.pods.k=4"], queue, monkeypatch)
+    def own(data: DataProto, **options: object) -> DataProto:
+        data.batch["advantages"] = data.batch["returns"] = data.batch["token_level_rewards"]
+        return data
+
+    monkeypatch.setattr(trainer_base, "compute_advantage_for_multi_trajectories", own)
+    with pytest.raises(RuntimeError, match=r"PPOTrainerSync\._compute_advantage .* nothing could be selected"):
+        run(["+morlfast.pods.k=4"], Queue(batch("random")), monkeypatch)
 
 
 # ---- PODS ----
@@ -364,10 +366,14 @@ def test_pods_selects_and_normalizes_what_it_has_selected(renormalize, monkeypat
         assert torch.equal(queue.padded("advantages"), plain.padded("advantages"))
 
 
-def test_pods_with_gdpo_fetches_the_rewards_of_the_selected_alone(monkeypatch) -> None:
+@pytest.mark.parametrize("reward_model", ["compute_score", "colocated"])
+def test_pods_with_gdpo_takes_the_rewards_of_the_selected_alone(reward_model, monkeypatch) -> None:
     inputs = batch("random")
     scores = scores_of(48)
-    fields = {"extra_fields": [{"reward_extra_info": {key: scores[key][i] for key in KEYS}} for i in range(48)]}
+    if reward_model == "colocated":  # writes a field for each
+        fields = {"extra_fields": [{}] * 48, **{key: [float(x) for x in scores[key]] for key in KEYS}}
+    else:
+        fields = {"extra_fields": [{"reward_extra_info": {key: scores[key][i] for key in KEYS}} for i in range(48)]}
     queue = Queue(inputs, fields)
     gdpo = [f"+algorithm.gdpo_reward_keys=[{','.join(KEYS)}]", "algorithm.adv_estimator=morlfast_gdpo"]
     run(["+morlfast.pods.k=4", *gdpo], queue, monkeypatch)
@@ -408,6 +414,12 @@ def test_outputs_of_one_session_go_together(options, monkeypatch) -> None:
         assert per_group == [2] * 6
     else:
         assert sum(per_group) == 6
+
+
+def test_keys_of_other_agent_loops_are_sessions_of_their_own() -> None:
+    final, last = downsampling._final_rows(["a_0_1", "a_0_0", "a_1_0", "b", "c_0", "d_e_f", "a_0_10"])
+    assert last.tolist() == [6, 6, 2, 3, 4, 5, 6]
+    assert final.tolist() == [False, False, True, True, True, True, True]
 
 
 # ---- the update ----

@@ -274,14 +274,19 @@ def _inputs(trainer: Any, method: D3S | PODS, batch: Any, queue: Any) -> tuple[f
 
 def _final_rows(keys: Sequence[str]) -> tuple[Tensor, Tensor]:
     """(N,) bool: the last output of each session, from which verl has its advantage; and that row for each row."""
-    sessions = [key.rsplit("_", 2) for key in keys]
-    last: dict[tuple[str, str], int] = {}
-    for row, (uid, session, index) in enumerate(sessions):
-        other = last.setdefault((uid, session), row)
-        if int(index) > int(sessions[other][2]):
-            last[uid, session] = row
-    rows = torch.tensor([last[uid, session] for uid, session, _ in sessions], dtype=torch.int64)
+    sessions = [_session(key) for key in keys]
+    last: dict[str, int] = {}
+    for row, (session, output) in enumerate(sessions):
+        if output > sessions[last.setdefault(session, row)][1]:
+            last[session] = row
+    rows = torch.tensor([last[session] for session, _ in sessions], dtype=torch.int64)
     return rows == torch.arange(len(rows)), rows
+
+
+def _session(key: str) -> tuple[str, int]:
+    """verl's agent loops write {uid}_{session}_{output}; any other key is a session of its own."""
+    session, _, output = key.rpartition("_")
+    return (session, int(output)) if "_" in session and output.isdecimal() else (key, 0)
 
 
 def _actor_mini_batch(config: Any) -> int:
@@ -332,10 +337,10 @@ def extend_losses(losses: ModuleType) -> None:
 
     @functools.wraps(original)
     def ppo_loss(config: Any, model_output: Any, data: Any, dp_group: Any = None) -> Any:
-        rules = data.get(_RULES, None)
+        rules = losses.tu.get_non_tensor_data(data=data, key=_RULES, default=None)
         if rules is None:
             return original(config, model_output, data, dp_group)
-        selected, kept = _select_in_loss(losses, getattr(rules, "data", rules), model_output, data, dp_group)
+        selected, kept = _select_in_loss(losses, rules, model_output, data, dp_group)
         loss, metrics = original(config, model_output, selected, dp_group)
         return loss, {**metrics, "actor/morlfast_kept_tokens": kept}
 
