@@ -7,11 +7,12 @@ import itertools
 import pickle
 import random
 
+import numpy as np
 import pytest
 import torch
-from morlfast import group_advantages
+from morlfast import group_advantages, select_rollouts
 from morlfast.integrations import torchrl as ours
-from morlfast.integrations.torchrl import MultiObjectiveAdvantage
+from morlfast.integrations.torchrl import MultiObjectiveAdvantage, PODSSelector
 from tensordict import TensorDict, lazy_stack
 from torchrl.data import LazyStackStorage, LazyTensorStorage, ReplayBuffer
 from torchrl.objectives.llm import MCAdvantage, MCAdvantageSelector
@@ -259,6 +260,102 @@ def test_it_moves_between_processes_with_its_queues(generator):
     assert torch.equal(group["advantage"], expected["advantage"])
 
 
+# ---- PODS among candidates ----
+
+
+def candidates(returns):
+    return TensorDict({"return": torch.as_tensor(returns)}, batch_size=[len(returns)])
+
+
+def most_varied(values, k):
+    return max(itertools.combinations(range(len(values)), k), key=lambda rows: np.var([values[row] for row in rows]))
+
+
+PODS_ARGUMENTS = {
+    "grpo_size": 3,
+    "trajectory_return": "sum",
+    "candidate_group_size": 8,
+    "candidate_selection_min_size": 8,
+}
+
+
+@pytest.mark.parametrize("cls", [MCAdvantage, MultiObjectiveAdvantage])
+def test_pods_writes_the_trajectories_whose_returns_vary_most(cls, generator):
+    transform = cls(candidate_selector=PODSSelector(), **PODS_ARGUMENTS)
+    rewards = [torch.randn(int(torch.randint(1, 5, (), generator=generator)), 1, generator=generator) for _ in range(8)]
+    for number, reward in enumerate(rewards):
+        one = trajectory(reward)
+        one["number"] = torch.full((len(reward),), number)
+        group = transform.inv(one)
+        assert (group is None) == (number < 7)
+    returns = torch.stack([reward.sum() for reward in rewards])
+    rows = list(most_varied(returns.tolist(), 3))
+    assert group["number"].unique_consecutive().tolist() == rows
+    chosen = returns[rows]
+    advantages = (chosen - chosen.mean()) / chosen.std()
+    expected = advantages.repeat_interleave(torch.tensor([len(rewards[row]) for row in rows]))
+    torch.testing.assert_close(group["advantage"][:, 0], expected, rtol=1e-5, atol=1e-5)
+    assert (transform.selected_trajectories, transform.unselected_trajectories) == (3, 5)
+
+
+def test_pods_looks_at_weighted_returns(generator):
+    rewards = torch.randn(8, 1, 2, generator=generator)
+    weights = [0.1, 3.0]
+    transform = MultiObjectiveAdvantage(candidate_selector=PODSSelector(), weights=weights, **PODS_ARGUMENTS)
+    for number, reward in enumerate(rewards):
+        one = trajectory(reward)
+        one["number"] = torch.tensor([number])
+        group = transform.inv(one)
+    weighted = (rewards[:, 0] @ torch.tensor(weights)).tolist()
+    assert group["number"].tolist() == list(most_varied(weighted, 3))
+
+
+def test_pods_with_bounds_and_with_returns_that_are_none():
+    nan = float("nan")
+    selector = PODSSelector()
+    returns = [0.0, 1.0, 0.5, 0.4, 0.9]
+    assert selector.select(candidates(returns), group_size=2) == [0, 1]
+    assert selector.select(candidates(returns), group_size=2, keep_return_bounds=(0.4, 0.6)) == [0, 1]
+    assert selector.select(candidates(returns), group_size=2, keep_return_bounds=(0.6, 0.7)) is None
+    assert selector.select(candidates([nan, 1.0, 0.5, 0.4, nan]), group_size=2) == [1, 3]
+    assert selector.select(candidates([nan, 1.0, nan, nan]), group_size=2) is None
+    # of equal variances that with most of the largest, and of equal returns the first
+    assert selector.select(candidates([0.0, 1.0, 0.0, 1.0]), group_size=2) == [0, 1]
+
+
+def test_pods_waits_for_as_many_candidates_as_there_are_numbers():
+    transform = MCAdvantage(candidate_selector=PODSSelector(), **PODS_ARGUMENTS)
+    for reward in [float("nan")] * 6 + [1.0]:
+        assert transform.inv(trajectory(torch.full((1, 1), reward))) is None
+    assert transform.inv(trajectory(torch.zeros(1, 1))) is None  # two of eight are numbers, three were asked for
+    assert (transform.dropped_groups, transform.queued_trajectories) == (1, 0)
+
+
+def test_nothing_to_select_from_is_an_error_and_no_silent_group():
+    transform = MCAdvantage(2, trajectory_return="sum", candidate_group_size=8, candidate_selector=PODSSelector())
+    transform.inv(trajectory(torch.zeros(1, 1)))
+    with pytest.raises(ValueError, match=r"candidate_selection_min_size: expected more .* grpo_size=2 .* got 2"):
+        transform.inv(trajectory(torch.ones(1, 1)))
+
+
+@pytest.mark.parametrize("method", ["top", "bottom", "percentile", "random", "stratified"])
+def test_other_methods_to_compare_with(method):
+    returns = [0.3, 0.1, 0.9, 0.2, 0.7, 0.8]
+    torch.manual_seed(3)
+    chosen = PODSSelector(method).select(candidates(returns), group_size=3)
+    torch.manual_seed(3)
+    assert chosen == select_rollouts(returns, 3, group_size=6, method=method).indices.tolist()
+    expected = {"top": [2, 4, 5], "bottom": [0, 1, 3]}
+    assert chosen == expected.get(method, chosen)
+    assert len(chosen) == 3
+
+
+def test_pods_by_another_key_and_in_another_process():
+    selector = pickle.loads(pickle.dumps(PODSSelector(in_keys=["score"])))
+    table = TensorDict({"return": torch.zeros(4), "score": torch.tensor([0.2, 0.9, 0.1, 0.5])}, batch_size=[4])
+    assert selector.select(table, group_size=2) == [1, 2]
+
+
 # ---- what is refused ----
 
 
@@ -287,4 +384,12 @@ def test_an_unknown_version_is_refused_unless_asked_for(monkeypatch):
     monkeypatch.setattr(ours, "CHECKED_VERSIONS", ("0.13.3",))
     with pytest.raises(RuntimeError, match=r"torchrl 0\.14\.1 is installed.*any_version=True"):
         MultiObjectiveAdvantage(2)
+    with pytest.raises(RuntimeError, match=r"torchrl 0\.14\.1 is installed.*any_version=True"):
+        PODSSelector()
     MultiObjectiveAdvantage(2, any_version=True)
+    PODSSelector(any_version=True)
+
+
+def test_an_unknown_method_is_an_error_at_construction():
+    with pytest.raises(ValueError, match=r"method: expected one of max_variance, .* got 'max_var'"):
+        PODSSelector("max_var")
