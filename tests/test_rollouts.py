@@ -308,8 +308,7 @@ def test_infinities_are_the_ends():
     assert rows([0.0, most, INF], 1, 3, method="top") == [2]
     assert rows([INF, INF, INF, -INF], 2, 4) == [0, 3]
     assert rows([INF, INF, INF], 2, 3) == [0, 1]
-    single = torch.tensor([1.0, INF, 0.5, 3e38])
-    assert rows(single, 2, 4) == [1, 2]
+    assert rows(torch.tensor([1.0, INF, 0.5, -INF, 3e38]), 2, 5) == [1, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
