@@ -34,7 +34,11 @@ FAMILIES = [
     "rewards",
     "constrained_rewards",
     "reward_weighting",
+    "rollouts",
     "tokens",
+    "logprobs",
+    "downsampling",
+    "entropy_smoothing",
 ]
 
 
