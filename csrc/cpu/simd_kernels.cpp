@@ -595,7 +595,8 @@ void widen_float16(const uint16_t* __restrict values, int64_t count, float* __re
     const uint32_t bits = values[i], sign = (bits & 0x8000) << 16, rest = bits & 0x7fff;
     const uint32_t normal = (rest << 13) + (rest >= 0x7c00 ? 0x70000000 : 0x38000000);
     const uint32_t subnormal = __builtin_bit_cast(uint32_t, static_cast<float>(static_cast<int32_t>(rest)) * 0x1p-24f);
-    out[i] = __builtin_bit_cast(float, sign | (rest < 0x400 ? subnormal : normal));
+    const uint32_t is_normal = 0u - (rest >= 0x400);  // a selection would keep the loop from becoming vectors
+    out[i] = __builtin_bit_cast(float, sign | (normal & is_normal) | (subnormal & ~is_normal));
   }
 }
 
@@ -614,9 +615,11 @@ void narrow_float16(const float* __restrict values, int64_t count, uint16_t* __r
     const uint32_t normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
     // Adding 0.5 leaves the rounded multiple of 2^-24 in the low bits.
     const uint32_t subnormal = __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, magnitude) + 0.5f) - 0x3f000000;
-    const uint32_t finite = magnitude < 0x38800000 ? subnormal : normal;
     const uint32_t large = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
-    out[i] = static_cast<uint16_t>(sign | (magnitude >= 0x477ff000 ? large : finite));
+    const uint32_t is_subnormal = 0u - (magnitude < 0x38800000), is_large = 0u - (magnitude >= 0x477ff000);
+    const uint32_t is_normal = ~(is_subnormal | is_large);
+    const uint32_t narrow = (normal & is_normal) | (subnormal & is_subnormal) | (large & is_large);
+    out[i] = static_cast<uint16_t>(sign | narrow);
   }
 }
 
@@ -674,55 +677,37 @@ template <class T>
   return vector;
 }
 
-/// Sets d to at least Exponential::least, NaN stays, and returns exp(d).
+// Vectors that take each step together: one alone waits for itself, and its steps fill the processor's window.
+#if defined(__AVX512BW__)
+constexpr int kAbreast = 4;
+#else
+constexpr int kAbreast = 2;
+#endif
+
+/// Sets every d to at least Exponential::least, NaN stays, and e to exp(d).
 template <class T>
-[[gnu::always_inline]] inline VectorOf<T> exponential(VectorOf<T>& d) {
+[[gnu::always_inline]] inline void exponentials(VectorOf<T> (&d)[kAbreast], VectorOf<T> (&e)[kAbreast]) {
   using E = Exponential<T>;
   using Vector = typename E::Vector;
   using Bits = typename E::Bits;
-  d = larger(Vector{} + E::least, d);
-  const Vector shifted = d * E::log2_e + E::shift;
-  const Vector n = shifted - E::shift;
-  const Vector power = (Vector)((Bits)shifted << E::kMantissa);
-  const Vector f = (d - n * E::high) - n * E::low;
-  constexpr int kTerms = sizeof E::k / sizeof(T);
-  Vector sum = Vector{} + E::k[kTerms - 1];
-  for (int i = kTerms - 2; i >= 0; --i) sum = sum * f + E::k[i];
-  return ((sum * f + T{1}) * f + T{1}) * power;
+  constexpr int kTerms = sizeof E::k / sizeof(T);  // even
+  Vector n[kAbreast], f[kAbreast], power[kAbreast], square[kAbreast];
+  for (int u = 0; u < kAbreast; ++u) d[u] = larger(Vector{} + E::least, d[u]);
+  for (int u = 0; u < kAbreast; ++u) n[u] = d[u] * E::log2_e + E::shift;
+  for (int u = 0; u < kAbreast; ++u) power[u] = (Vector)((Bits)n[u] << E::kMantissa);
+  for (int u = 0; u < kAbreast; ++u) n[u] = n[u] - E::shift;
+  for (int u = 0; u < kAbreast; ++u) f[u] = d[u] - n[u] * E::high;
+  for (int u = 0; u < kAbreast; ++u) f[u] = f[u] - n[u] * E::low;
+  for (int u = 0; u < kAbreast; ++u) square[u] = f[u] * f[u];
+  // In pairs of terms: half of the steps wait for nothing.
+  for (int u = 0; u < kAbreast; ++u) e[u] = f[u] * E::k[kTerms - 1] + E::k[kTerms - 2];
+  for (int i = kTerms - 4; i >= 0; i -= 2)
+    for (int u = 0; u < kAbreast; ++u) e[u] = e[u] * square[u] + (f[u] * E::k[i + 1] + E::k[i]);
+  for (int u = 0; u < kAbreast; ++u) e[u] = (e[u] * square[u] + f[u] + T{1}) * power[u];
 }
 
 // Sums are the same at every SIMD level: kSumLanes of them side by side, and of eight neighbours of a lane as a tree.
 constexpr int64_t kSumLanes = 16, kTree = 8, kSumBlock = kSumLanes * kTree;
-
-template <class T, bool kMoment>
-struct Exponentials {
-  using Vector = VectorOf<T>;
-  using Bits = typename Exponential<T>::Bits;
-  static constexpr int64_t kWidth = kVectorBytes / sizeof(T), kParts = kSumLanes / kWidth;
-
-  Vector sum, moment;
-  Bits ones;
-
-  template <int64_t kCount>
-  [[gnu::always_inline]] static inline Exponentials of(const T* values, T from, T factor) {
-    if constexpr (kCount > 1) {
-      Exponentials first = of<kCount / 2>(values, from, factor);
-      first += of<kCount / 2>(values + kCount / 2 * kSumLanes, from, factor);
-      return first;
-    } else {
-      Vector d = (loaded(values) - from) * factor;
-      const Vector e = exponential<T>(d);
-      const Bits one = (Bits)(d == Vector{});
-      return {(Vector)((Bits)e & ~one), kMoment ? e * d : Vector{}, Bits{} - one};
-    }
-  }
-
-  [[gnu::always_inline]] inline void operator+=(const Exponentials& other) {
-    sum += other.sum;
-    if constexpr (kMoment) moment += other.moment;
-    ones += other.ones;
-  }
-};
 
 template <class T>
 constexpr T kLowest = -__builtin_inf();
@@ -749,25 +734,69 @@ T largest_of(const T* values, int64_t count) {
   return result;
 }
 
+template <class V>
+[[gnu::always_inline]] inline V tree_of(const V (&values)[2]) {
+  return values[0] + values[1];
+}
+
+template <class V>
+[[gnu::always_inline]] inline V tree_of(const V (&values)[4]) {
+  return (values[0] + values[1]) + (values[2] + values[3]);
+}
+
+template <class T, bool kMoment>
+struct Exponentials {
+  using Vector = VectorOf<T>;
+  using Bits = typename Exponential<T>::Bits;
+  static constexpr int64_t kWidth = kVectorBytes / sizeof(T), kParts = kSumLanes / kWidth;
+
+  Vector sum, moment;
+  Bits ones;
+
+  /// Of kCount vectors kSumLanes apart.
+  template <int64_t kCount>
+  [[gnu::always_inline]] static inline Exponentials of(const T* values, T from, T factor) {
+    if constexpr (kCount > kAbreast) {
+      Exponentials first = of<kCount / 2>(values, from, factor);
+      first += of<kCount / 2>(values + kCount / 2 * kSumLanes, from, factor);
+      return first;
+    } else {
+      Vector d[kAbreast], e[kAbreast], product[kAbreast];
+      Bits one[kAbreast];
+      for (int u = 0; u < kAbreast; ++u) d[u] = (loaded(values + u * kSumLanes) - from) * factor;
+      exponentials<T>(d, e);
+      for (int u = 0; u < kAbreast; ++u) one[u] = (Bits)(d[u] == Vector{});
+      for (int u = 0; u < kAbreast; ++u) product[u] = e[u] * d[u];
+      for (int u = 0; u < kAbreast; ++u) e[u] = (Vector)((Bits)e[u] & ~one[u]);
+      return {tree_of(e), kMoment ? tree_of(product) : Vector{}, Bits{} - tree_of(one)};
+    }
+  }
+
+  [[gnu::always_inline]] inline void operator+=(const Exponentials& other) {
+    sum += other.sum;
+    if constexpr (kMoment) moment += other.moment;
+    ones += other.ones;
+  }
+};
+
 template <class T, bool kMoment>
 void add_exponentials_of(const T* values, int64_t count, T from, T factor, double* sums) {
-  using Parts = Exponentials<T, kMoment>;
+  using Part = Exponentials<T, kMoment>;
   const int64_t whole = count / kSumBlock * kSumBlock;
   if (whole < count) {
     T rest[kSumBlock];
     fill_up(values + whole, count - whole, rest);
     add_exponentials_of<T, kMoment>(rest, kSumBlock, from, factor, sums);
   }
-  Parts total[Parts::kParts] = {};
-  for (int64_t i = 0; i < whole; i += kSumBlock)
-    for (int64_t p = 0; p < Parts::kParts; ++p)
-      total[p] += Parts::template of<kTree>(values + i + p * Parts::kWidth, from, factor);
   double lanes[3][kSumLanes];
-  for (int64_t p = 0; p < Parts::kParts; ++p) {
-    for (int64_t j = 0; j < Parts::kWidth; ++j) {
-      lanes[0][p * Parts::kWidth + j] = static_cast<double>(total[p].sum[j]);
-      lanes[1][p * Parts::kWidth + j] = static_cast<double>(total[p].ones[j]);
-      lanes[2][p * Parts::kWidth + j] = static_cast<double>(total[p].moment[j]);
+  for (int64_t p = 0; p < Part::kParts; ++p) {
+    Part part = {};
+    for (int64_t i = p * Part::kWidth; i < whole; i += kSumBlock)
+      part += Part::template of<kTree>(values + i, from, factor);
+    for (int64_t j = 0; j < Part::kWidth; ++j) {
+      lanes[0][p * Part::kWidth + j] = static_cast<double>(part.sum[j]);
+      lanes[1][p * Part::kWidth + j] = static_cast<double>(part.ones[j]);
+      lanes[2][p * Part::kWidth + j] = static_cast<double>(part.moment[j]);
     }
   }
   for (int k = 0; k < 3; ++k) {
@@ -787,18 +816,19 @@ void add_exponentials(const T* values, int64_t count, T from, T factor, bool mom
 
 template <class T>
 void entropy_slopes(const T* values, int64_t count, T from, T factor, T rest, T constant, T slope, T* out) {
-  constexpr int64_t kWidth = kVectorBytes / sizeof(T);
-  const int64_t whole = count / kWidth * kWidth;
-  for (int64_t i = 0; i < whole; i += kWidth) {
-    VectorOf<T> d = (loaded(values + i) - from) * factor - rest;
-    const VectorOf<T> e = exponential<T>(d);
-    const VectorOf<T> result = e * (slope * d + constant);
-    __builtin_memcpy(out + i, &result, sizeof result);
+  constexpr int64_t kWidth = kVectorBytes / sizeof(T), kBlock = kAbreast * kWidth;
+  const int64_t whole = count / kBlock * kBlock;
+  for (int64_t i = 0; i < whole; i += kBlock) {
+    VectorOf<T> d[kAbreast], e[kAbreast];
+    for (int u = 0; u < kAbreast; ++u) d[u] = (loaded(values + i + u * kWidth) - from) * factor - rest;
+    exponentials<T>(d, e);
+    for (int u = 0; u < kAbreast; ++u) e[u] *= slope * d[u] + constant;
+    __builtin_memcpy(out + i, e, sizeof e);
   }
   if (whole == count) return;
-  T last[kWidth], result[kWidth];
+  T last[kBlock], result[kBlock];
   fill_up(values + whole, count - whole, last);
-  entropy_slopes(last, kWidth, from, factor, rest, constant, slope, result);
+  entropy_slopes(last, kBlock, from, factor, rest, constant, slope, result);
   for (int64_t i = whole; i < count; ++i) out[i] = result[i - whole];
 }
 
