@@ -361,6 +361,21 @@ def test_advantages_and_masks_must_fit():
         d3s.select(normal(6), normal(6), torch.ones(6, 4))
 
 
+def test_both_levels_and_the_loss_compile_without_a_break():
+    d3s = constant(3, 0.4, zero_advantages="drop")
+
+    def loss(advantages, entropies, mask, finished):
+        rollouts = d3s.select_rollouts(advantages, mask=mask).mask
+        tokens = d3s.select_tokens(advantages, entropies, mask, rollouts=rollouts)
+        policy = t_ppo_tokens(mask, finished, selected=tokens).policy
+        return token_mean(entropies, policy, mask), tokens
+
+    arguments = normal(6), normal(6, 9).abs(), flags(6, 9), flags(6)
+    got = torch.compile(loss, fullgraph=True, backend="aot_eager")(*arguments)
+    for x, want in zip(got, loss(*arguments), strict=True):
+        assert torch.equal(x, want)
+
+
 # Progress and state.
 
 MOVING = D3SSchedule(LinearSchedule(2, 6), LinearSchedule(0.2, 1.0))
@@ -636,6 +651,10 @@ def select_of_ranks(d3s: D3S, advantages: torch.Tensor, entropies: torch.Tensor,
     return d3s.select(advantages, entropies, mask, group_ids=ids, process_group=dist.group.WORLD)
 
 
+def pods_of_ranks(rewards: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return PODS(2).select(rewards, group_ids=ids, process_group=dist.group.WORLD).mask
+
+
 def mean_of_ranks(values: torch.Tensor, keep: torch.Tensor, mask: torch.Tensor, denominator: str) -> Any:
     values.requires_grad_()
     options: dict[str, Any] = {"loss_denominator": denominator, "process_group": dist.group.WORLD}
@@ -656,6 +675,12 @@ def test_ranks_select_what_one_rank_selects(ranks, rollout_scope, token_scope):
         got = ranks.run(select_of_ranks, arguments)
         assert torch.equal(torch.cat([own.rollouts.mask for own in got]), want.rollouts.mask)
         assert torch.equal(torch.cat([own.tokens for own in got]), want.tokens)
+
+
+def test_ranks_select_the_rollouts_of_pods(ranks):
+    rewards, ids = normal(12), torch.tensor([5, -1, 5, 9, -1, 5, 9, 9, -1, 5, 2, 9])
+    got = torch.cat(ranks.run(pods_of_ranks, [(rewards[rows], ids[rows]) for rows in rows_of(ranks)]))
+    assert torch.equal(got, PODS(2).select(rewards, group_ids=ids).mask)
 
 
 @pytest.mark.parametrize("denominator", ["kept", "all"])

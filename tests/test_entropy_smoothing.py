@@ -144,6 +144,15 @@ def test_the_penalty_has_the_dtype_of_the_entropies(dtype):
     assert torch.equal(got.double()[:, ::3], wide[:, ::3])  # those that rounding does not move across an end
 
 
+def test_penalty_and_loss_compile_without_a_break():
+    def loss(entropies, history, steps):
+        penalty = entropy_smoothing_penalty(entropies, history, steps, scope="sequence", least_step=1).penalty
+        return epo_loss(1.0, entropies, penalty, weight=0.5)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(ENTROPIES, HISTORY, STEPS), loss(ENTROPIES, HISTORY, STEPS))
+
+
 def test_arguments_of_the_penalty_must_fit():
     def call(**options: Any) -> None:
         given = {"entropies": ENTROPIES, "history": HISTORY, "steps": STEPS}
