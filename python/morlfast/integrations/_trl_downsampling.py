@@ -54,7 +54,8 @@ class DownSampling(_Trainer):  # type: ignore[misc]
 
     down_sampling: D3S | PODS | None = None
     top_entropy_quantile: float
-    _progress = 0.0  # of the training, when the rollouts in use were generated
+    _selected_with: D3S | PODS | None = None  # the rollouts in use, when they were generated,
+    _progress = 0.0  # and how far training was
     _micro_batch: dict[str, Any] | None = None  # whose loss is being computed, where its tokens are selected
 
     def _check_down_sampling(self) -> None:
@@ -93,10 +94,13 @@ class DownSampling(_Trainer):  # type: ignore[misc]
 
     # ---- rollouts ----
 
-    def _select_rollouts(self, rewards: Tensor, advantages: Tensor) -> Tensor:
+    def _select_rollouts(self, rewards: Tensor, advantages: Tensor) -> Tensor | None:
         """Rows (K,), ascending, among all processes' rewards (N, M) and advantages (N,); the same on every process."""
-        method, rows, size = self.down_sampling, len(advantages), self.num_generations
+        self._selected_with = method = self.down_sampling
         self._progress = min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
+        if method is None:
+            return None
+        rows, size = len(advantages), self.num_generations
         unscored = rewards.isnan().all(1)
         if isinstance(method, PODS):
             self._check_k(method.k, rows)
@@ -104,7 +108,6 @@ class DownSampling(_Trainer):  # type: ignore[misc]
             weighted = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
             mask = method.select(weighted.masked_fill(unscored, math.nan), group_size=size).mask
         else:
-            assert isinstance(method, D3S)
             size = rows if method.rollout_scope == "batch" else size
             rollouts, _ = method.schedule.linear()
             unit = self._unit(rows // size)
@@ -135,7 +138,7 @@ class DownSampling(_Trainer):  # type: ignore[misc]
 
     def _down_sampled(self, output: dict[str, Any], rows: Tensor) -> dict[str, Any]:
         """This process's share of the selected rows, and which of their tokens, where that is known by now."""
-        method, process = self.down_sampling, self.accelerator.process_index
+        method, process = self._selected_with, self.accelerator.process_index
         held = len(output["advantages"])  # by each process
         output["generated_items"] = output["num_items_in_batch"]
         if isinstance(method, D3S) and method.token_scope == "group":
@@ -199,7 +202,7 @@ class DownSampling(_Trainer):  # type: ignore[misc]
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        method = self.down_sampling
+        method = self._selected_with
         if self.model.training and self._counts_ahead(method) and "kept_items" not in inputs:
             kept = torch.zeros((), dtype=torch.int64, device=inputs["advantages"].device)
             for batch in self._buffered_inputs:  # how many are kept does not depend on their scores
@@ -212,7 +215,7 @@ class DownSampling(_Trainer):  # type: ignore[misc]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         loss: Tensor
-        if not isinstance(self.down_sampling, D3S) or not self.model.training:
+        if not isinstance(self._selected_with, D3S) or not self.model.training:
             loss = super()._compute_loss(model, inputs)
             return loss
         quantile: float = self.top_entropy_quantile
@@ -226,7 +229,7 @@ class DownSampling(_Trainer):  # type: ignore[misc]
 
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         """The tokens that D3S keeps where it trains; otherwise those that TRL keeps."""
-        batch, method = self._micro_batch, self.down_sampling
+        batch, method = self._micro_batch, self._selected_with
         if batch is None or not isinstance(method, D3S):
             own: Tensor = super().get_high_entropy_mask(entropies, mask, threshold)
             return own

@@ -42,9 +42,11 @@ class MultiObjectiveMixin(DownSampling):
             `multi_objective_aggregation` and `scale_rewards` say, or the first method of another preset.
         advantage_preset: a trainer whose formulas are meant, one of `morlfast.PRESETS`; TRL's by default.
         advantage_rules: rules that replace the preset's, such as `{"eps": 1e-6, "ddof": 0}`.
+        down_sampling: a `morlfast.PODS` or `morlfast.D3S`: which of the generated rollouts, and which of their tokens,
+            are trained on.
         any_version: also with a version of TRL other than those that this was compared with, and their patch releases.
 
-    The three options are attributes as well: a subclass may set them, and they are read anew for each generation.
+    The four options are attributes as well: a subclass may set them, and they are read anew for each generation.
     `scale_rewards` and `multi_objective_aggregation` of the trainer's arguments are followed where the method leaves
     them open (`scale_rewards="batch"` with "grpo"); where they contradict it, ValueError. Their default values
     contradict nothing.
@@ -59,6 +61,17 @@ class MultiObjectiveMixin(DownSampling):
     As in TRL a reward of None or NaN is not scored, whatever the preset, unless `advantage_rules` have a `nan`; and an
     advantage that is NaN by some other rule becomes 0. A reward that is infinite raises ValueError (TRL goes on
     with advantages of 0 and 3e38).
+
+    Down-sampling, in training alone: rollouts are selected among those of all processes, as one process would, and
+    move to another process where one has more than its share. All micro-batches have equally many rows: PODS's `k` has
+    to allow that, D3S's budget is rounded to what does, and where fewer are scored others fill up, with advantage 0.
+    PODS goes by the weighted sum of rewards; with `renormalize` advantages are those among the selected, by the rules
+    above. D3S selects tokens in place of `top_entropy_quantile`: with `entropy="current"` among those of a micro-batch
+    on all processes, as that does; with `"old"` among those of all that was generated, at the cost of one more forward
+    pass. `loss_denominator="kept"` is refused for losses that divide by no number of tokens ("dr_grpo", "luspo").
+    Progress is `global_step / max_steps` when the rollouts were generated, so checkpoints need nothing of it, and
+    `D3S.step` is not to be called. Metrics are `frac_rollouts_trained` and `frac_tokens_trained`, of those generated.
+    Logged completions are all that were generated, with a column `trained_on`.
 
     Rewards changed by an override of `_calculate_rewards` count if that class comes after this one:
     `class Trainer(MultiObjectiveMixin, TrainerWithChangedRewards)`.
@@ -111,12 +124,10 @@ class MultiObjectiveMixin(DownSampling):
             lengths = self.accelerator.gather(counted.sum(1))
         size = self.num_generations if mode == "train" else self.num_generations_eval
         advantages = self._group_advantages(rewards, group_size=size, lengths=lengths)
-        rows = None
-        if mode == "train" and self.down_sampling is not None:
-            rows = self._select_rollouts(rewards, advantages)
-            if isinstance(self.down_sampling, PODS) and self.down_sampling.renormalize:
-                kept_lengths = None if lengths is None else lengths[rows]
-                advantages[rows] = self._group_advantages(rewards[rows], self.down_sampling.k, kept_lengths)
+        rows = self._select_rollouts(rewards, advantages) if mode == "train" else None
+        if rows is not None and isinstance(self.down_sampling, PODS) and self.down_sampling.renormalize:
+            of_selected = None if lengths is None else lengths[rows]
+            advantages[rows] = self._group_advantages(rewards[rows], self.down_sampling.k, of_selected)
 
         rollouts = len(output["advantages"])
         first = self.accelerator.process_index * rollouts
