@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from morlfast import gae, group_advantages, select_rollouts, select_tokens
@@ -25,7 +23,6 @@ from morlfast.downsampling import (
     token_denominator,
     token_mean,
 )
-from ranks import Ranks
 from references import downsampling as reference
 from torch.autograd import gradcheck
 
@@ -628,69 +625,3 @@ def test_arguments_of_t_ppo_must_fit():
         t_ppo_tokens(torch.ones(3), finished)
     with pytest.raises(ValueError, match="device"):
         t_ppo_tokens(mask, finished.to("meta"))
-
-
-# Ranks.
-
-WORLDS = {2: [7, 5], 4: [6, 0, 1, 5]}
-
-
-@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"{world} ranks")
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    group = Ranks(request.param, tmp_path_factory.mktemp("store"))
-    yield group
-    group.stop()
-
-
-def rows_of(ranks: Ranks) -> list[slice]:
-    ends = np.cumsum(WORLDS[len(ranks.pipes)]).tolist()
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def select_of_ranks(d3s: D3S, advantages: torch.Tensor, entropies: torch.Tensor, mask: torch.Tensor, ids: Any) -> Any:
-    return d3s.select(advantages, entropies, mask, group_ids=ids, process_group=dist.group.WORLD)
-
-
-def pods_of_ranks(rewards: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    return PODS(2).select(rewards, group_ids=ids, process_group=dist.group.WORLD).mask
-
-
-def mean_of_ranks(values: torch.Tensor, keep: torch.Tensor, mask: torch.Tensor, denominator: str) -> Any:
-    values.requires_grad_()
-    options: dict[str, Any] = {"loss_denominator": denominator, "process_group": dist.group.WORLD}
-    loss = token_mean(values, keep, mask, **options)
-    loss.backward()
-    return loss.detach(), values.grad
-
-
-@pytest.mark.parametrize("rollout_scope", ["batch", "group"])
-@pytest.mark.parametrize("token_scope", SCOPES)
-def test_ranks_select_what_one_rank_selects(ranks, rollout_scope, token_scope):
-    advantages, entropies, mask = (normal(12) * 2).round() / 2, normal(12, 20).abs(), flags(12, 20)
-    ids = torch.tensor([5, -1, 5, 9, -1, 5, 9, 9, -1, 5, 2, 9])
-    for budget, zeros in ((2, "keep"), (5, "drop"), (100, "keep"), (None, "drop")):
-        d3s = D3S(D3SSchedule(budget, 0.3), rollout_scope=rollout_scope, token_scope=token_scope, zero_advantages=zeros)
-        want = d3s.select(advantages, entropies, mask, group_ids=ids)
-        arguments = [(d3s, advantages[rows], entropies[rows], mask[rows], ids[rows]) for rows in rows_of(ranks)]
-        got = ranks.run(select_of_ranks, arguments)
-        assert torch.equal(torch.cat([own.rollouts.mask for own in got]), want.rollouts.mask)
-        assert torch.equal(torch.cat([own.tokens for own in got]), want.tokens)
-
-
-def test_ranks_select_the_rollouts_of_pods(ranks):
-    rewards, ids = normal(12), torch.tensor([5, -1, 5, 9, -1, 5, 9, 9, -1, 5, 2, 9])
-    got = torch.cat(ranks.run(pods_of_ranks, [(rewards[rows], ids[rows]) for rows in rows_of(ranks)]))
-    assert torch.equal(got, PODS(2).select(rewards, group_ids=ids).mask)
-
-
-@pytest.mark.parametrize("denominator", ["kept", "all"])
-def test_averaged_over_ranks_the_loss_is_the_mean_of_all_tokens(ranks, denominator):
-    values, keep, mask = normal(12, 6).double(), flags(12, 6, share=0.2), flags(12, 6)
-    single = values.clone().requires_grad_()
-    want = token_mean(single, keep, mask, loss_denominator=denominator)
-    want.backward()
-    arguments = [(values[rows], keep[rows], mask[rows], denominator) for rows in rows_of(ranks)]
-    answers = ranks.run(mean_of_ranks, arguments)
-    losses, gradients = zip(*answers, strict=True)
-    assert torch.allclose(torch.stack(losses).mean(), want, rtol=1e-13)
-    assert torch.allclose(torch.cat(gradients) / len(answers), single.grad, rtol=1e-13)

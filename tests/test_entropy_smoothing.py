@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from morlfast.entropy_smoothing import EntropyHistory, entropy_smoothing_penalty, epo_loss, epo_weight
-from ranks import Ranks
 from references import entropy_smoothing as reference
 from torch.autograd import gradcheck
 
@@ -326,28 +323,3 @@ def test_arguments_of_the_loss_must_fit():
     ):
         with pytest.raises(error, match=name):
             epo_loss(**{"policy_loss": 0.0, "entropies": ENTROPIES, "penalty": zeros, name: bad})
-
-
-# Ranks.
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    group = Ranks(2, tmp_path_factory.mktemp("store"))
-    yield group
-    group.stop()
-
-
-def update_of_ranks(entropies: torch.Tensor, steps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    history = EntropyHistory(4)
-    history.update(entropies, steps, mask, process_group=dist.group.WORLD)
-    return history.means()
-
-
-def test_every_rank_has_the_history_of_all_rows(ranks):
-    entropies, steps, mask = normal(7, 5).abs(), torch.tensor([0, 1, 0, 2, 2, 0, 1]), normal(7, 5, seed=1) > 0
-    history = EntropyHistory(4)
-    history.update(entropies, steps, mask)
-    for rows in ((slice(0, 3), slice(3, 7)), (slice(0, 7), slice(7, 7))):
-        for got in ranks.run(update_of_ranks, [(entropies[own], steps[own], mask[own]) for own in rows]):
-            assert torch.allclose(got, history.means(), rtol=1e-14, equal_nan=True)
