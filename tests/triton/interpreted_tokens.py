@@ -4,6 +4,7 @@ import math
 from itertools import product
 from typing import Any
 
+import morlfast  # noqa: F401  registers the operators
 import pytest
 import torch
 from morlfast._triton import tokens as kernels
@@ -16,17 +17,28 @@ SCOPES = {"batch": 0, "group": 1, "sequence": 2}
 
 
 def check(
-    advantages: Tensor, entropies: Tensor, mask: Tensor, ratio: float, scope: str, groups: int | list[int] = 1
+    advantages: Tensor,
+    entropies: Tensor,
+    mask: Tensor,
+    ratio: float,
+    scope: str,
+    groups: int | list[int] = 1,
+    at_least: int = 0,
+    quantile: bool = False,
+    offsets: list[int] | None = None,
 ) -> None:
     inputs = (advantages, entropies, mask)
     before = [x.clone() for x in inputs]
     size, ids = (groups, None) if isinstance(groups, int) else (0, torch.tensor(groups))
-    if scope != "group":
+    if scope != "group" or offsets is not None:
         size, ids = 0, None
-    result = kernels.select_tokens(advantages, entropies, mask, ratio, SCOPES[scope], size, ids)
+    bounds = None if offsets is None else torch.tensor(offsets)
+    arguments = (ratio, SCOPES[scope], size, ids, bounds, at_least, quantile)
+    result = kernels.select_tokens(advantages, entropies, mask, *arguments)
     arrays = [x.float().numpy() if x.dtype in (torch.bfloat16, torch.float16) else x.numpy() for x in inputs]
     labels = [i // groups for i in range(len(entropies))] if isinstance(groups, int) else groups
-    expected = torch.from_numpy(reference.select_tokens(*arrays, ratio, scope, labels))
+    threshold = "quantile" if quantile else "exact"
+    expected = torch.from_numpy(reference.select_tokens(*arrays, ratio, scope, labels, at_least, threshold))
     torch.testing.assert_close(result, expected, rtol=0, atol=0)
     for tensor, copy in zip(inputs, before, strict=True):
         torch.testing.assert_close(tensor, copy, rtol=0, atol=0, equal_nan=True)
@@ -147,3 +159,92 @@ def test_empty(shape: tuple[int, int]) -> None:
         )
         assert result.shape == shape
         assert result.dtype == torch.bool
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.usefixtures("row_limit")
+def test_at_least(scope: str) -> None:
+    mask = uniform(4, 15) < 0.7
+    for ratio, least in [(0.0, 3), (0.1, 2), (0.5, 2), (0.0, 100)]:
+        check(uniform(4), uniform(4, 15, seed=1), mask, ratio, scope, 2, at_least=least)
+
+
+def test_offsets() -> None:
+    entropies, mask, labels = draws(TIED, 6, 21), uniform(6, 21) < 0.7, [1, 1, 3, 3, 3, 4]
+    check(uniform(6), entropies, mask, 0.4, "group", labels, offsets=[0, 0, 2, 2, 5, 6])
+    check(uniform(6), entropies, mask, 0.0, "group", labels, at_least=2, offsets=[0, 0, 2, 2, 5, 6])
+    check(uniform(6), entropies, mask, 0.4, "group", [0] * 6, offsets=[0] * 9 + [6])
+
+
+# The interpreter rounds twice where the quantile is interpolated: no score may be that close to it.
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.usefixtures("row_limit")
+def test_quantile(scope: str, dtype: torch.dtype) -> None:
+    mask = uniform(4, 21) < 0.7
+    for entropies in (uniform(4, 21, seed=1, dtype=dtype), draws([0.0, 1.0, 2.0, NAN, INF], 4, 21, dtype=dtype)):
+        for ratio in (0.0, 0.3):
+            check(torch.ones(4, dtype=dtype), entropies, mask, ratio, scope, 2, quantile=True)
+    check(torch.ones(4, dtype=dtype), entropies, mask & False, 0.3, scope, 2, quantile=True)
+
+
+def keys(advantages: Tensor, entropies: Tensor) -> Tensor:
+    """int64 whose order, unsigned, is that of float32 scores."""
+    bits = (advantages.abs()[:, None] * entropies + 0.0).view(torch.int32).long() & 0xFFFFFFFF
+    return torch.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 1 << 31)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_histograms_of_digits(dtype: torch.dtype, tiles: int) -> None:
+    advantages, entropies, mask = uniform(6), draws(TIED, 6, tiles).to(dtype), uniform(6, tiles) < 0.7
+    segments, prefixes = torch.tensor([2, 0, 2, 0, 3, 2]), torch.zeros(5, dtype=torch.int64)
+    for level in range(4):
+        counts = kernels.token_histogram(advantages, entropies, mask, segments, prefixes, level)
+        assert torch.equal(
+            counts, torch.ops.morlfast.token_histogram(advantages, entropies, mask, segments, prefixes, level)
+        )
+        if level == 0:
+            valid = mask & ~(advantages[:, None] * entropies).isnan()
+            assert counts.sum() == valid.sum()
+        prefixes = prefixes << 8 | counts.argmax(1)
+    assert counts.max() > 1
+
+
+def test_tokens_above_thresholds(tiles: int) -> None:
+    advantages, entropies, mask = torch.ones(6), draws(TIED, 6, tiles), uniform(6, tiles) < 0.7
+    segments, own = torch.tensor([2, 0, 2, 0, 3, 2]), keys(torch.ones(6), entropies)
+    thresholds, ties = own[0, :5].clone(), torch.tensor([2, 0, 3, 1000, 1])
+    thresholds[3] = 0
+    for left in (ties, torch.zeros_like(ties)):
+        expected = torch.zeros_like(mask)
+        remaining = left.tolist()
+        for row, segment in enumerate(segments.tolist()):
+            for col in range(tiles):
+                key, threshold = own[row, col], thresholds[segment]
+                if not mask[row, col] or entropies[row, col].isnan():
+                    continue
+                expected[row, col] = key > threshold or (key == threshold and remaining[segment] > 0)
+                remaining[segment] -= int(key == threshold)
+        arguments = (advantages, entropies, mask, segments, thresholds, left)
+        assert torch.equal(kernels.select_tokens_above(*arguments), expected)
+        assert torch.equal(torch.ops.morlfast.select_tokens_above(*arguments), expected)
+
+
+def test_thresholds_of_float64_scores() -> None:
+    entropies = torch.tensor([[-1.0, 2.0, 0.0, -1.0]], dtype=F64)
+    for threshold, ties, expected in [
+        (-1.0, 1, [True, True, True, False]),
+        (0.0, 0, [False, True, False, False]),
+        (0.0, 1, [False, True, True, False]),
+    ]:
+        bits = torch.tensor([threshold], dtype=F64).view(torch.int64)
+        key = torch.where(bits < 0, ~bits, bits ^ -(2**63))
+        arguments = (torch.ones(1), entropies, torch.ones(1, 4), torch.zeros(1, dtype=torch.int64), key)
+        assert kernels.select_tokens_above(*arguments, torch.tensor([ties])).tolist() == [expected]
+
+
+def test_segments_without_rows_or_tokens() -> None:
+    segments, two = torch.zeros(0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    counts = kernels.token_histogram(torch.ones(0), torch.ones(0, 3), torch.ones(0, 3), segments, two, 0)
+    assert counts.tolist() == [[0] * 256] * 2
+    assert kernels.select_tokens_above(torch.ones(2), torch.ones(2, 0), torch.ones(2, 0), two, two, two).shape == (2, 0)

@@ -14,7 +14,9 @@ import pytest
 pytest.importorskip("triton.language")
 
 
-@pytest.mark.parametrize("family", ["advantages", "returns", "tokens", "logprobs", "pareto", "dominance", "indicators"])
+@pytest.mark.parametrize(
+    "family", ["advantages", "returns", "rollouts", "tokens", "logprobs", "pareto", "dominance", "indicators"]
+)
 def test_family_in_the_interpreter(family: str) -> None:
     tests = Path(__file__).with_name(f"interpreted_{family}.py")
     environment = {

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from morlfast._triton import group_bounds, require, require_groups
-from morlfast._triton.tokens import ordered
+from morlfast._triton.tokens import ordered, value_of
 
 GROUP_LIMIT = 512
 TILE = 256
@@ -34,6 +34,7 @@ CHUNK = 512
 MAX_VARIANCE, TOP, BOTTOM, STRATIFIED = (tl.constexpr(code) for code in range(4))
 
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": False, "maxnreg": 168}
+SPLIT_OPTIONS = {**OPTIONS, "num_warps": 4}
 
 
 @triton.jit
@@ -60,25 +61,11 @@ def _objective(size, total, squares):
 
 
 @triton.jit
-def _value(key):
-    """The reward of a key, float64."""
-    if key.dtype == tl.uint64:
-        sign = tl.full(key.shape, 1, tl.uint64) << 63
-        bits = tl.where((key & sign) != 0, key ^ sign, key ^ (sign | (sign - 1)))
-        value = bits.to(tl.float64, bitcast=True)
-    else:
-        sign = tl.full(key.shape, 1, tl.uint32) << 31
-        bits = tl.where((key & sign) != 0, key ^ sign, key ^ (sign | (sign - 1)))
-        value = bits.to(tl.float32, bitcast=True).to(tl.float64)
-    return value
-
-
-@triton.jit
 def _best_split(ascending, scored, size, first, rows, sums_ptr):
     """How many of the smallest to select, [P, 1], from sorted keys [P, L] of which the first `scored` are rewards."""
     lane = tl.arange(0, ascending.shape[1])[None, :]
     present = lane < scored
-    value = tl.where(present, _finite(_value(ascending)), 0.0)
+    value = tl.where(present, _finite(value_of(ascending).to(tl.float64)), 0.0)
     low = tl.sum(tl.where(lane == 0, value, 0.0), axis=1)[:, None]
     high = tl.sum(tl.where(lane == scored - 1, value, 0.0), axis=1)[:, None]
     midpoint, scale = _midpoint_and_scale(low, high)
@@ -272,15 +259,18 @@ def _select_sorted(
             if group_ids is not None:
                 begin = _begin_by_appearance(order, group, bounds)[group]
             shift = uniform[begin + rank]
-        position = torch.floor((rank + shift) * scored[group] / size[group]).clamp(max=scored[group] - 1)
-        position = torch.where(rank < size[group], start + position.long(), rows)
+        # Strata that are no whole numbers of rollouts share some: each is taken once. place_j - j never descends.
+        position = ((rank + shift) * scored[group] / size[group]).long() - rank
+        offset = torch.where(rank < size[group], position.minimum((scored - size)[group]), 0)
+        position = torch.cummax(start + offset, 0).values + rank
+        position = torch.where(rank < size[group], position, rows)
         selected = torch.zeros(rows + 1, dtype=torch.bool, device=rewards.device)
         selected = selected.scatter_(0, position, True)[:rows]
     else:
         smallest = torch.zeros_like(size) if method == TOP.value else size.clone()
         if method == MAX_VARIANCE.value:
             sums = torch.empty((2, rows), dtype=torch.float64, device=rewards.device)
-            split_kernel[(slots,)](values, bounds, scored, sums, smallest, rows, k, C=CHUNK, num_warps=4, **OPTIONS)
+            split_kernel[(slots,)](values, bounds, scored, sums, smallest, rows, k, C=CHUNK, **SPLIT_OPTIONS)
         largest = size - smallest
         taken = is_scored & ((rank < smallest[group]) | (rank >= (scored - largest)[group]))
         # Of a run of equal rewards as many are selected as were taken, the lowest rows.
@@ -348,7 +338,7 @@ def select_rollouts(
             min(k, group_size),
             rewards.stride(0),
             METHOD=method,
-            WIDE=rewards.dtype == torch.float64,
+            WIDE=rewards.dtype not in (torch.float32, torch.bfloat16, torch.float16),
             P=stacked,
             L=lanes,
             **group_options(stacked * lanes),

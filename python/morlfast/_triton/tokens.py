@@ -36,14 +36,18 @@ OPTIONS = {"num_stages": 1, "enable_fp_fusion": False, "maxnreg": 128}
 def ordered(value):
     """Unsigned integers in the order of float32 or float64 values, above 0; -0.0 is 0.0."""
     value = tl.where(value == 0, 0.0, value)
-    if value.dtype == tl.float64:
-        bits = value.to(tl.uint64, bitcast=True)
-        sign = tl.full(bits.shape, 1, tl.uint64) << 63
-    else:
-        bits = value.to(tl.uint32, bitcast=True)
-        sign = tl.full(bits.shape, 1, tl.uint32) << 31
+    bits = value.to(tl.uint64 if value.dtype == tl.float64 else tl.uint32, bitcast=True)
+    sign = tl.full(bits.shape, 1, bits.dtype) << (bits.dtype.primitive_bitwidth - 1)
     ones = sign | (sign - 1)  # not ~: the interpreter's NumPy has no unsigned -1
     return tl.where((bits & sign) != 0, bits ^ ones, bits | sign)
+
+
+@triton.jit
+def value_of(key):
+    """The float32 or float64 value of a key of `ordered`."""
+    sign = tl.full(key.shape, 1, key.dtype) << (key.dtype.primitive_bitwidth - 1)
+    bits = tl.where((key & sign) != 0, key ^ sign, key ^ (sign | (sign - 1)))
+    return bits.to(tl.float64, bitcast=True) if key.dtype == tl.uint64 else bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -80,12 +84,42 @@ def _keys(
 
 
 @triton.jit
-def _kept(valid, ratio):
-    """k = min(valid, ceil(ratio * valid * (1 - 2**-50))), in float64."""
-    # Two products, each rounded, as the definition has them.
-    exact = ratio * valid.to(tl.float64)
-    exact = exact * (1.0 - 2.0**-50)
-    return tl.minimum(valid, tl.ceil(exact).to(tl.int64))
+def _places(valid, ratio, least, QUANTILE: tl.constexpr, WIDE: tl.constexpr):
+    """Places from the largest (from 1) that decide: the last one kept, or the two that a quantile lies between, with
+    the weight of the first; 0 if none is kept."""
+    count = valid.to(tl.float64)
+    if QUANTILE:
+        # As torch.quantile: in the scores' own type, beyond the integers that float32 holds in float64.
+        share = tl.full([], 1.0, tl.float64) - ratio
+        rank = share * (count - 1.0)
+        if not WIDE:
+            narrow = share.to(tl.float32) * (count - 1.0).to(tl.float32)
+            rank = tl.where(valid <= 2**24, narrow.to(tl.float64), rank)
+        lower = tl.floor(rank)
+        first = tl.where(valid > 0, valid - tl.ceil(rank).to(tl.int64), 0)
+        last = tl.where(valid > 0, valid - lower.to(tl.int64), 0)
+        weight = rank - lower
+    else:
+        # Two products, each rounded: the second takes back the rounding of ratio itself.
+        exact = ratio * count
+        exact = exact * (1.0 - 2.0**-50)
+        first = tl.minimum(valid, tl.maximum(tl.ceil(exact).to(tl.int64), least))
+        last = first
+        weight = exact * 0.0
+    return first, last, weight
+
+
+@triton.jit
+def _above_quantile(lower, upper, weight, WIDE: tl.constexpr):
+    """The key above which scores reach the quantile between two keys. torch.lerp, whose kernels contract."""
+    own: tl.constexpr = tl.uint64 if WIDE else tl.uint32
+    low = value_of(lower.to(own))
+    high = value_of(upper.to(own))
+    weight = weight.to(low.dtype)
+    step = high - low
+    quantile = tl.where(weight < 0.5, tl.fma(weight, step, low), tl.fma(weight - 1.0, step, high))
+    ones = tl.zeros([], tl.uint64) - 1
+    return tl.where(quantile == quantile, ordered(quantile).to(tl.uint64) - 1, ones)
 
 
 @triton.jit
@@ -115,7 +149,8 @@ def _place(order_ptr, group_ptr, bounds_ptr, rows, columns, group_rows, R: tl.co
     """Where a program's tile [R * WIDTH] lies: rows, columns, which are inside; its segment and the segment's
     first program.
 
-    Programs run through sorted rows, so a segment's programs are consecutive and in flat order.
+    Programs run through sorted rows, so a segment's programs are consecutive and in flat order; without bounds they
+    need not be, and its first program is not known.
     """
     across = tl.cdiv(columns, WIDTH)
     program = tl.program_id(0).to(tl.int64)
@@ -124,19 +159,29 @@ def _place(order_ptr, group_ptr, bounds_ptr, rows, columns, group_rows, R: tl.co
     position = top + lane // WIDTH
     col = program % across * WIDTH + lane % WIDTH
     inside = (position < rows) & (col < columns)
-    if order_ptr is None:
-        row = position
+    row = position if order_ptr is None else tl.load(order_ptr + position, mask=inside, other=0)
+    if group_ptr is None:
         segment = top // group_rows
         first = segment * group_rows
     else:
-        row = tl.load(order_ptr + position, mask=inside, other=0)
         segment = tl.load(group_ptr + top)
-        first = tl.load(bounds_ptr + segment)
+        first = segment if bounds_ptr is None else tl.load(bounds_ptr + segment)
     return row, col, inside, segment, first // R * across
 
 
 @triton.jit
-def _tau(histogram_ptr, prefix_ptr, remaining_ptr, segments, segment, level, ratio):
+def _tau(
+    histogram_ptr,
+    prefix_ptr,
+    remaining_ptr,
+    segments,
+    segment,
+    level,
+    ratio,
+    least,
+    QUANTILE: tl.constexpr,
+    WIDE: tl.constexpr,
+):
     """The first `level` digits of a segment's tau, from its state one level up; see _descend."""
     counts = tl.load(histogram_ptr + ((level - 1) * segments + segment) * 256 + tl.arange(0, 256)).to(tl.int64)
     prefix = tl.zeros([], tl.uint64)
@@ -145,7 +190,7 @@ def _tau(histogram_ptr, prefix_ptr, remaining_ptr, segments, segment, level, rat
         prefix = tl.load(prefix_ptr + at).to(tl.uint64, bitcast=True)
         remaining = tl.load(remaining_ptr + at)
     else:
-        remaining = _kept(tl.sum(counts, axis=0), ratio)
+        remaining, _, _ = _places(tl.sum(counts, axis=0), ratio, least, QUANTILE, WIDE)
     return _descend(counts, prefix, remaining)
 
 
@@ -160,6 +205,7 @@ def _tau(histogram_ptr, prefix_ptr, remaining_ptr, segments, segment, level, rat
         "advantage_col",
         "entropy_row",
         "mask_row",
+        "least",
     ]
 )
 def histogram_kernel(
@@ -168,10 +214,11 @@ def histogram_kernel(
     mask_ptr,  # [N, T]
     order_ptr,  # [N] rows by group, or None
     group_ptr,  # [N] segment of each sorted row, or None
-    bounds_ptr,  # [N + 1] or None
-    histogram_ptr,  # [LEVELS, segments, 256], zero before the first launch
+    bounds_ptr,  # [segments], the first sorted row of each, or None
+    histogram_ptr,  # [LEVELS, segments, 256], zero before the first launch; [segments, 256] if given_ptr
     prefix_ptr,  # [LEVELS, segments]
     remaining_ptr,  # [LEVELS, segments]
+    given_ptr,  # [segments] the digits above, or None: those of tau
     level,
     segments,
     rows,
@@ -184,6 +231,8 @@ def histogram_kernel(
     mask_row,
     mask_col,
     ratio: tl.float64,
+    least,
+    QUANTILE: tl.constexpr,
     WIDE: tl.constexpr,
     R: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -192,13 +241,19 @@ def histogram_kernel(
     LEVELS: tl.constexpr = 8 if WIDE else 4
     row, col, inside, segment, first = _place(order_ptr, group_ptr, bounds_ptr, rows, columns, group_rows, R, WIDTH)
     level = level.to(tl.int64)
+    at = histogram_ptr + (segment if given_ptr is not None else level * segments + segment) * 256
     prefix = tl.zeros([], tl.uint64)
     if level > 0:
-        prefix, remaining, _ = _tau(histogram_ptr, prefix_ptr, remaining_ptr, segments, segment, level, ratio)
-        # Every program of the segment has the same values; one passes them to the next launch.
-        if tl.program_id(0) == first:
-            tl.store(prefix_ptr + level * segments + segment, prefix.to(tl.int64, bitcast=True))
-            tl.store(remaining_ptr + level * segments + segment, remaining)
+        if given_ptr is None:
+            prefix, remaining, _ = _tau(
+                histogram_ptr, prefix_ptr, remaining_ptr, segments, segment, level, ratio, least, QUANTILE, WIDE
+            )
+            # Every program of the segment has the same values; one passes them to the next launch.
+            if tl.program_id(0) == first:
+                tl.store(prefix_ptr + level * segments + segment, prefix.to(tl.int64, bitcast=True))
+                tl.store(remaining_ptr + level * segments + segment, remaining)
+        else:
+            prefix = tl.load(given_ptr + segment).to(tl.uint64, bitcast=True)
     key, live = _keys(
         advantages_ptr,
         entropies_ptr,
@@ -219,8 +274,112 @@ def histogram_kernel(
     # Below the first digits most tiles hold no candidate.
     if tl.max(live.to(tl.int32), axis=0) > 0:
         counts = tl.histogram(digit, 256, mask=live)
-        at = histogram_ptr + (level * segments + segment) * 256 + tl.arange(0, 256)
-        tl.atomic_add(at, counts.to(histogram_ptr.dtype.element_ty), mask=counts > 0, sem="relaxed")
+        tl.atomic_add(at + tl.arange(0, 256), counts.to(histogram_ptr.dtype.element_ty), mask=counts > 0, sem="relaxed")
+
+
+@triton.jit(
+    do_not_specialize=[
+        "segments",
+        "rows",
+        "columns",
+        "group_rows",
+        "advantage_row",
+        "advantage_col",
+        "entropy_row",
+        "mask_row",
+        "least",
+    ]
+)
+def below_kernel(
+    advantages_ptr,
+    entropies_ptr,
+    mask_ptr,
+    order_ptr,
+    group_ptr,
+    bounds_ptr,
+    histogram_ptr,
+    prefix_ptr,
+    remaining_ptr,
+    below_ptr,  # [segments] int64, the largest key below tau with its sign bit flipped; the least int64 before
+    segments,
+    rows,
+    columns,
+    group_rows,
+    advantage_row,
+    advantage_col,
+    entropy_row,
+    entropy_col,
+    mask_row,
+    mask_col,
+    ratio: tl.float64,
+    least,
+    QUANTILE: tl.constexpr,
+    WIDE: tl.constexpr,
+    R: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The other score that a quantile lies between, where tau has no equals left to be it."""
+    LEVELS: tl.constexpr = 8 if WIDE else 4
+    row, col, inside, segment, _ = _place(order_ptr, group_ptr, bounds_ptr, rows, columns, group_rows, R, WIDTH)
+    level = tl.full([], LEVELS, tl.int64)
+    tau, remaining, matching = _tau(
+        histogram_ptr, prefix_ptr, remaining_ptr, segments, segment, level, ratio, least, QUANTILE, WIDE
+    )
+    if remaining == matching:
+        key, live = _keys(
+            advantages_ptr,
+            entropies_ptr,
+            mask_ptr,
+            row,
+            col,
+            inside,
+            advantage_row,
+            advantage_col,
+            entropy_row,
+            entropy_col,
+            mask_row,
+            mask_col,
+            WIDE,
+        )
+        below = tl.where(live & (key < tau.to(key.dtype)), key, tl.zeros(key.shape, key.dtype)).to(tl.uint64)
+        flipped = below ^ (tl.full(below.shape, 1, tl.uint64) << 63)
+        tl.atomic_max(below_ptr + segment, tl.max(flipped.to(tl.int64, bitcast=True), axis=0), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["segments", "least"])
+def threshold_kernel(
+    histogram_ptr,
+    prefix_ptr,
+    remaining_ptr,
+    below_ptr,  # [segments], or None without QUANTILE
+    thresholds_ptr,  # [segments] int64
+    ties_ptr,  # [segments] int64
+    segments,
+    ratio: tl.float64,
+    least,
+    QUANTILE: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The key above which tokens of a segment are kept, and how many of those equal to it."""
+    LEVELS: tl.constexpr = 8 if WIDE else 4
+    segment = tl.program_id(0).to(tl.int64)
+    level = tl.full([], LEVELS, tl.int64)
+    tau, remaining, matching = _tau(
+        histogram_ptr, prefix_ptr, remaining_ptr, segments, segment, level, ratio, least, QUANTILE, WIDE
+    )
+    if QUANTILE:
+        valid = tl.sum(tl.load(histogram_ptr + segment * 256 + tl.arange(0, 256)).to(tl.int64), axis=0)
+        first, last, weight = _places(valid, ratio, least, QUANTILE, WIDE)
+        below = tl.load(below_ptr + segment).to(tl.uint64, bitcast=True) ^ (tl.full([], 1, tl.uint64) << 63)
+        lower = tl.where((last > first) & (remaining == matching), below, tau)
+        tau = tl.where(valid > 0, _above_quantile(lower, tau, weight, WIDE), tau)
+        remaining = tl.zeros([], tl.int64)
+    else:
+        # Where all of the equal ones are kept, nobody needs to count them.
+        tau = tl.where(remaining == matching, tau - 1, tau)
+        remaining = tl.where(remaining == matching, 0, remaining)
+    tl.store(thresholds_ptr + segment, tau.to(tl.int64, bitcast=True))
+    tl.store(ties_ptr + segment, remaining)
 
 
 @triton.jit(
@@ -242,10 +401,9 @@ def tie_kernel(
     order_ptr,
     group_ptr,
     bounds_ptr,
-    histogram_ptr,
-    prefix_ptr,
-    remaining_ptr,
-    ties_ptr,  # [programs] int32
+    thresholds_ptr,  # [segments] int64
+    ties_ptr,  # [segments] int64
+    equal_ptr,  # [programs] int32
     segments,
     rows,
     columns,
@@ -256,18 +414,15 @@ def tie_kernel(
     entropy_col,
     mask_row,
     mask_col,
-    ratio: tl.float64,
     WIDE: tl.constexpr,
     R: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Counts the keys equal to tau in each tile, where not all of the segment's are kept."""
-    LEVELS: tl.constexpr = 8 if WIDE else 4
+    """Counts the keys equal to the threshold in each tile, where some of the segment's are kept."""
     row, col, inside, segment, _ = _place(order_ptr, group_ptr, bounds_ptr, rows, columns, group_rows, R, WIDTH)
-    level = tl.full([], LEVELS, tl.int64)
-    tau, remaining, matching = _tau(histogram_ptr, prefix_ptr, remaining_ptr, segments, segment, level, ratio)
-    ties = tl.zeros([], tl.int32)
-    if matching > remaining:
+    equal = tl.zeros([], tl.int32)
+    if tl.load(ties_ptr + segment) > 0:
+        threshold = tl.load(thresholds_ptr + segment).to(tl.uint64, bitcast=True)
         key, live = _keys(
             advantages_ptr,
             entropies_ptr,
@@ -283,8 +438,8 @@ def tie_kernel(
             mask_col,
             WIDE,
         )
-        ties = tl.sum((live & (key == tau.to(key.dtype))).to(tl.int32), axis=0)
-    tl.store(ties_ptr + tl.program_id(0), ties)
+        equal = tl.sum((live & (key == threshold.to(key.dtype))).to(tl.int32), axis=0)
+    tl.store(equal_ptr + tl.program_id(0), equal)
 
 
 @triton.jit
@@ -315,11 +470,10 @@ def select_kernel(
     order_ptr,
     group_ptr,
     bounds_ptr,
-    histogram_ptr,
-    prefix_ptr,
-    remaining_ptr,
-    ties_ptr,  # [programs] int32
-    ties_through_ptr,  # [programs] int64, inclusive cumulative sum of ties
+    thresholds_ptr,  # [segments] int64
+    ties_ptr,  # [segments] int64
+    equal_ptr,  # [programs] int32
+    equal_through_ptr,  # [programs] int64, inclusive cumulative sum of the former
     out_ptr,  # [N, T]
     segments,
     rows,
@@ -331,15 +485,11 @@ def select_kernel(
     entropy_col,
     mask_row,
     mask_col,
-    ratio: tl.float64,
     WIDE: tl.constexpr,
     R: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    LEVELS: tl.constexpr = 8 if WIDE else 4
     row, col, inside, segment, first = _place(order_ptr, group_ptr, bounds_ptr, rows, columns, group_rows, R, WIDTH)
-    level = tl.full([], LEVELS, tl.int64)
-    tau, remaining, _ = _tau(histogram_ptr, prefix_ptr, remaining_ptr, segments, segment, level, ratio)
     key, live = _keys(
         advantages_ptr,
         entropies_ptr,
@@ -356,13 +506,14 @@ def select_kernel(
         WIDE,
     )
     program = tl.program_id(0)
-    earlier_segments = tl.load(ties_through_ptr + first - 1, mask=first > 0, other=0)
-    earlier = tl.load(ties_through_ptr + program) - tl.load(ties_ptr + program) - earlier_segments
-    keep, _ = _keep(key, live, tau, remaining - earlier)
+    earlier_segments = tl.load(equal_through_ptr + first - 1, mask=first > 0, other=0)
+    earlier = tl.load(equal_through_ptr + program) - tl.load(equal_ptr + program) - earlier_segments
+    threshold = tl.load(thresholds_ptr + segment).to(tl.uint64, bitcast=True)
+    keep, _ = _keep(key, live, threshold, tl.load(ties_ptr + segment) - earlier)
     tl.store(out_ptr + row * columns + col, keep, mask=inside)
 
 
-@triton.jit(do_not_specialize=["columns", "advantage_row", "advantage_col", "entropy_row", "mask_row"])
+@triton.jit(do_not_specialize=["columns", "advantage_row", "advantage_col", "entropy_row", "mask_row", "least"])
 def row_kernel(
     advantages_ptr,
     entropies_ptr,
@@ -376,6 +527,8 @@ def row_kernel(
     mask_row,
     mask_col,
     ratio: tl.float64,
+    least,
+    QUANTILE: tl.constexpr,
     WIDE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -384,6 +537,8 @@ def row_kernel(
     row = tl.program_id(0).to(tl.int64)
     tau = tl.zeros([], tl.uint64)
     remaining = tl.zeros([], tl.int64)
+    valid = tl.zeros([], tl.int64)
+    matching = tl.zeros([], tl.int64)
     for level in range(LEVELS):
         counts = tl.zeros([256], tl.int32)
         for left in range(0, columns, WIDTH):
@@ -406,8 +561,35 @@ def row_kernel(
             digit, above = _digit(key, tl.full([], level, tl.int64), LEVELS)
             counts += tl.histogram(digit, 256, mask=live & (above == tau.to(key.dtype)))
         if level == 0:
-            remaining = _kept(tl.sum(counts, axis=0).to(tl.int64), ratio)
-        tau, remaining, _ = _descend(counts, tau, remaining)
+            valid = tl.sum(counts, axis=0).to(tl.int64)
+            remaining, _, _ = _places(valid, ratio, least, QUANTILE, WIDE)
+        tau, remaining, matching = _descend(counts, tau, remaining)
+    if QUANTILE:
+        first, last, weight = _places(valid, ratio, least, QUANTILE, WIDE)
+        lower = tau
+        if (last > first) & (remaining == matching):
+            lower = tl.zeros([], tl.uint64)
+            for left in range(0, columns, WIDTH):
+                col = (left + tl.arange(0, WIDTH)).to(tl.int64)
+                key, live = _keys(
+                    advantages_ptr,
+                    entropies_ptr,
+                    mask_ptr,
+                    row,
+                    col,
+                    col < columns,
+                    advantage_row,
+                    advantage_col,
+                    entropy_row,
+                    entropy_col,
+                    mask_row,
+                    mask_col,
+                    WIDE,
+                )
+                below = tl.where(live & (key < tau.to(key.dtype)), key, tl.zeros(key.shape, key.dtype))
+                lower = tl.maximum(lower, tl.max(below.to(tl.uint64), axis=0))
+        tau = tl.where(valid > 0, _above_quantile(lower, tau, weight, WIDE), tau)
+        remaining = tl.zeros([], tl.int64)
     for left in range(0, columns, WIDTH):
         col = (left + tl.arange(0, WIDTH)).to(tl.int64)
         key, live = _keys(
@@ -439,6 +621,69 @@ def launch_options(tile: int) -> dict[str, Any]:
     return {**OPTIONS, "num_warps": min(8, tile // 32)}
 
 
+class Tokens:
+    """Scores of tokens in tiles, and which rows share a threshold: by default all, in one segment."""
+
+    def __init__(self, advantages: Tensor, entropies: Tensor, mask: Tensor) -> None:
+        require(entropies.dim() == 2, f"entropies: expected shape (N, T), got {tuple(entropies.shape)}")
+        self.rows, self.columns = entropies.shape
+        fits = advantages.shape in ((self.rows,), entropies.shape) and mask.shape == entropies.shape
+        require(
+            fits,
+            f"advantages, mask: expected shapes that fit {tuple(entropies.shape)}, got {tuple(advantages.shape)}, "
+            f"{tuple(mask.shape)}",
+        )
+        self.device = entropies.device
+        self.scores = (advantages, entropies, mask)
+        advantage_strides = (advantages.stride(0), advantages.stride(1) if advantages.dim() == 2 else 0)
+        self.strides = (*advantage_strides, *entropies.stride(), *mask.stride())
+        self.wide = torch.float64 in (advantages.dtype, entropies.dtype)
+        self.levels = 8 if self.wide else 4
+        self.width = min(TILE, max(128, _power_of_two(self.columns)))
+        self.segments, self.group_rows, self.stacked = 1, self.rows, TILE // self.width
+        self.order: Tensor | None = None
+        self.group: Tensor | None = None
+        self.bounds: Tensor | None = None
+
+    def in_groups_of(self, group_rows: int) -> None:
+        self.segments, self.group_rows = self.rows // group_rows, group_rows
+        # A tile never straddles groups: as many rows as the largest power of two that divides a group.
+        self.stacked = min(TILE // self.width, group_rows & -group_rows)
+
+    def in_segments(self, count: int, order: Tensor | None, group: Tensor, bounds: Tensor | None) -> None:
+        self.segments, self.group_rows, self.stacked = count, 1, 1
+        self.order, self.group, self.bounds = order, group, bounds
+
+    @property
+    def programs(self) -> int:
+        return triton.cdiv(self.rows, self.stacked) * triton.cdiv(self.columns, self.width)
+
+    def launch(self, kernel: Any, *own: Any, **budget: Any) -> None:
+        kernel[(self.programs,)](
+            *self.scores,
+            *(self.order, self.group, self.bounds),
+            *own,
+            *(self.segments, self.rows, self.columns, self.group_rows),
+            *self.strides,
+            **budget,
+            WIDE=self.wide,
+            R=self.stacked,
+            WIDTH=self.width,
+            **launch_options(self.stacked * self.width),
+        )
+
+    def mask(self) -> Tensor:
+        return torch.empty((self.rows, self.columns), dtype=torch.bool, device=self.device)
+
+    def above(self, thresholds: Tensor, ties: Tensor) -> Tensor:
+        """Keys above thresholds [segments] and the first ties [segments] of those equal to it."""
+        out = self.mask()
+        equal = torch.empty(self.programs, dtype=torch.int32, device=self.device)
+        self.launch(tie_kernel, thresholds, ties, equal)
+        self.launch(select_kernel, thresholds, ties, equal, torch.cumsum(equal, 0), out)
+        return out
+
+
 def select_tokens(
     advantages: Tensor,
     entropies: Tensor,
@@ -447,86 +692,102 @@ def select_tokens(
     scope: int = 0,
     group_size: int = 0,
     group_ids: Tensor | None = None,
+    offsets: Tensor | None = None,
+    at_least: int = 0,
+    quantile: bool = False,
 ) -> Tensor:
-    """Implements ``morlfast::select_tokens`` for CUDA: -> bool (N, T)."""
-    require(entropies.dim() == 2, f"entropies: expected shape (N, T), got {tuple(entropies.shape)}")
-    rows, columns = entropies.shape
-    fits = advantages.shape in ((rows,), (rows, columns)) and mask.shape == (rows, columns)
-    require(
-        fits,
-        f"advantages, mask: expected shapes that fit ({rows}, {columns}), got {tuple(advantages.shape)}, "
-        f"{tuple(mask.shape)}",
-    )
-    if scope == GROUP:
+    """Implements ``morlfast::select_tokens`` for CUDA: -> bool (N, T). What would have to wait for the device is not
+    looked for: the first and last of offsets count as 0 and N."""
+    tokens = Tokens(advantages, entropies, mask)
+    rows, columns = tokens.rows, tokens.columns
+    require(at_least >= 0 and not (quantile and at_least), f"at_least: expected 0 or, exact, more, got {at_least}")
+    if scope == GROUP and offsets is not None:
+        fits = offsets.dim() == 1 and offsets.numel() > (rows > 0) and offsets.dtype == torch.int64
+        require(fits, f"offsets: expected int64 (G + 1,), got {tuple(offsets.shape)}")
+    elif scope == GROUP:
         require_groups(rows, group_size, group_ids)
-    out = torch.empty((rows, columns), dtype=torch.bool, device=entropies.device)
     if rows == 0 or columns == 0:
-        return out
-    ratio = float(ratio)
-    wide = torch.float64 in (advantages.dtype, entropies.dtype)
-    levels = 8 if wide else 4
-    advantage_strides = (advantages.stride(0), advantages.stride(1) if advantages.dim() == 2 else 0)
-    strides = (*advantage_strides, *entropies.stride(), *mask.stride())
-    width = min(TILE, max(128, _power_of_two(columns)))
+        return tokens.mask()
+    budget = {"ratio": float(ratio), "least": min(at_least, rows * columns), "QUANTILE": quantile}
     with torch.cuda.device_of(entropies):
         if scope == SEQUENCE and columns <= ROW_LIMIT:
+            out = tokens.mask()
             row_kernel[(rows,)](
-                advantages,
-                entropies,
-                mask,
+                *tokens.scores,
                 out,
                 columns,
-                *strides,
-                ratio,
-                WIDE=wide,
-                WIDTH=width,
-                **launch_options(width),
+                *tokens.strides,
+                **budget,
+                WIDE=tokens.wide,
+                WIDTH=tokens.width,
+                **launch_options(tokens.width),
             )
             return out
 
-        order = group = bounds = None
-        if scope == BATCH:
-            segments, group_rows, stacked = 1, rows, TILE // width
-        elif group_ids is not None:
-            order, group, bounds = group_bounds(group_ids)
-            segments, group_rows, stacked = rows, 1, 1
-        else:
-            group_rows = 1 if scope == SEQUENCE else group_size
-            # A tile never straddles groups: as many rows as the largest power of two that divides a group.
-            segments, stacked = rows // group_rows, min(TILE // width, group_rows & -group_rows)
+        if scope == SEQUENCE:
+            tokens.in_groups_of(1)
+        elif scope == GROUP and offsets is not None:
+            group = torch.searchsorted(offsets[1:-1], torch.arange(rows, device=tokens.device), right=True)
+            count = offsets.numel() - 1
+            bounds = torch.searchsorted(group, torch.arange(count, device=tokens.device))
+            tokens.in_segments(count, None, group, bounds)
+        elif scope == GROUP and group_ids is not None:
+            tokens.in_segments(rows, *group_bounds(group_ids))
+        elif scope == GROUP:
+            tokens.in_groups_of(group_size)
+        segments, levels = tokens.segments, tokens.levels
         counter = torch.int32 if rows * columns < 2**31 else torch.int64
-        histogram = torch.zeros((levels, segments, 256), dtype=counter, device=out.device)
-        prefix = torch.empty((levels, segments), dtype=torch.int64, device=out.device)
-        remaining = torch.empty_like(prefix)
-        programs = triton.cdiv(rows, stacked) * triton.cdiv(columns, width)
-        ties = torch.empty(programs, dtype=torch.int32, device=out.device)
-        grid = (programs,)
-        options = launch_options(stacked * width)
-        tensors = (advantages, entropies, mask, order, group, bounds, histogram, prefix, remaining)
-        sizes = (segments, rows, columns, group_rows, *strides)
+        histogram = torch.zeros((levels, segments, 256), dtype=counter, device=tokens.device)
+        prefix = torch.empty((levels, segments), dtype=torch.int64, device=tokens.device)
+        tau = (histogram, prefix, torch.empty_like(prefix))
         for level in range(levels):
-            histogram_kernel[grid](
-                *tensors,
-                level,
-                *sizes,
-                ratio,
-                WIDE=wide,
-                R=stacked,
-                WIDTH=width,
-                **options,
-            )
-        tie_kernel[grid](*tensors, ties, *sizes, ratio, WIDE=wide, R=stacked, WIDTH=width, **options)
-        ties_through = torch.cumsum(ties, 0)
-        select_kernel[grid](
-            *tensors,
-            ties,
-            ties_through,
-            out,
-            *sizes,
-            ratio,
-            WIDE=wide,
-            R=stacked,
-            WIDTH=width,
-            **options,
-        )
-        return out
+            tokens.launch(histogram_kernel, *tau, None, level, **budget)
+        below = None
+        if quantile:
+            below = torch.full((segments,), -(2**63), dtype=torch.int64, device=tokens.device)
+            tokens.launch(below_kernel, *tau, below, **budget)
+        thresholds, ties = torch.empty_like(prefix[0]), torch.empty_like(prefix[0])
+        threshold_kernel[(segments,)](*tau, below, thresholds, ties, segments, **budget, WIDE=tokens.wide, **OPTIONS)
+        return tokens.above(thresholds, ties)
+
+
+def token_histogram(
+    advantages: Tensor, entropies: Tensor, mask: Tensor, segments: Tensor, prefixes: Tensor, level: int
+) -> Tensor:
+    """Implements ``morlfast::token_histogram`` for CUDA: -> int64 (S, 256). Segments are not looked at: those out of
+    range count for the first or the last."""
+    tokens, count = Tokens(advantages, entropies, mask), _segments(segments, prefixes, entropies, "prefixes")
+    require(0 <= level < tokens.levels, f"level: expected 0 <= level < {tokens.levels}, got {level}")
+    histogram = torch.zeros((count, 256), dtype=torch.int64, device=tokens.device)
+    if tokens.rows == 0 or tokens.columns == 0:
+        return histogram
+    with torch.cuda.device_of(entropies):
+        tokens.in_segments(count, None, segments.clamp(0, count - 1), None)
+        budget = {"ratio": 0.0, "least": 0, "QUANTILE": False}
+        tokens.launch(histogram_kernel, histogram, None, None, prefixes.contiguous(), level, **budget)
+        return histogram
+
+
+def select_tokens_above(
+    advantages: Tensor, entropies: Tensor, mask: Tensor, segments: Tensor, thresholds: Tensor, ties: Tensor
+) -> Tensor:
+    """Implements ``morlfast::select_tokens_above`` for CUDA: -> bool (N, T). Segments as in token_histogram."""
+    tokens, count = Tokens(advantages, entropies, mask), _segments(segments, thresholds, entropies, "thresholds")
+    require(ties.shape == (count,) and ties.dtype == torch.int64, f"ties: expected int64 ({count},), got {ties.shape}")
+    if tokens.rows == 0 or tokens.columns == 0:
+        return tokens.mask()
+    with torch.cuda.device_of(entropies):
+        group, order = torch.sort(segments.clamp(0, count - 1), stable=True)
+        bounds = torch.searchsorted(group, torch.arange(count, device=tokens.device))
+        tokens.in_segments(count, order, group, bounds)
+        return tokens.above(thresholds.contiguous(), ties.contiguous())
+
+
+def _segments(segments: Tensor, of_each: Tensor, entropies: Tensor, name: str) -> int:
+    """How many there are, from a vector (S,) with one number for each."""
+    rows, count = entropies.shape[0], of_each.numel()
+    fits = segments.shape == (rows,) and segments.dtype == torch.int64
+    require(fits, f"segments: expected int64 ({rows},), got {segments.dtype} {tuple(segments.shape)}")
+    fits = of_each.dim() == 1 and of_each.dtype == torch.int64 and (count > 0 or rows == 0)
+    require(fits, f"{name}: expected int64 (S,), got {of_each.dtype} {tuple(of_each.shape)}")
+    return count
