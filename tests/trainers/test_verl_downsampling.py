@@ -549,27 +549,28 @@ def test_workers_select_by_their_own_entropies(scope, denominator, monkeypatch) 
 
 
 def test_workers_select_over_their_process_group(monkeypatch, tmp_path) -> None:
+    """Of one rank here; what several do is select_tokens's."""
     queue = Queue(batch("random"))
     trainer, _ = run([*CALCULATED, *actor(6)], queue, monkeypatch)
-    workers = trainer.actor_rollout_wg
-    original, groups = losses.ppo_loss, []
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
-    )
-    try:
+    workers, ppo_loss, select_tokens, groups = trainer.actor_rollout_wg, losses.ppo_loss, D3S.select_tokens, []
 
-        def of_group(config, output, data):
-            groups.append(torch.distributed.group.WORLD)
-            return original(config, output, data, torch.distributed.group.WORLD)
+    def spy(self, *args, process_group=None, **options):
+        groups.append(process_group)
+        return select_tokens(self, *args, process_group=process_group, **options)
 
-        monkeypatch.setattr(losses, "ppo_loss", of_group)
-        trainer._update_actor(queue.meta, {})
-        in_group = workers.gradients()
-    finally:
-        torch.distributed.destroy_process_group()
-    monkeypatch.setattr(losses, "ppo_loss", original)
+    monkeypatch.setattr(D3S, "select_tokens", spy)
+    trainer._update_actor(queue.meta, {})
+    alone = workers.gradients()
     for log_probs in workers.log_probs:
         log_probs.grad = None
-    trainer._update_actor(queue.meta, {})
-    assert groups
-    assert torch.equal(in_group, workers.gradients())
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        world = torch.distributed.group.WORLD
+        monkeypatch.setattr(losses, "ppo_loss", functools.partial(ppo_loss, dp_group=world))
+        trainer._update_actor(queue.meta, {})
+    finally:
+        torch.distributed.destroy_process_group()
+    assert groups == [None, None, world, world]
+    assert torch.equal(workers.gradients(), alone)
+    assert alone.any()
