@@ -200,11 +200,109 @@ def test_tokens(columns: int, dtype: torch.dtype) -> None:
             same(morlfast.select_tokens, *arguments, scope="group", group_ids=ids)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 50_257), (2, 4, 32_000), (40, 30, 1000)], ids=str)
+def test_logprobs(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    logits, tokens = (3 * torch.randn(shape)).to(dtype), torch.randint(shape[2], shape[:2])
+    if shape[2] > 1:
+        logits[torch.rand(shape) < 0.1] = -INF
+        logits[0, 0, 3], logits[0, 1, -1], logits[0, 2] = NAN, INF, -INF
+    tokens[0, -1] = -100
+    operator = torch.ops.morlfast.token_logprobs.default
+    for x, t in (
+        (logits, tokens),
+        (logits[:, 1:], tokens[:, :-1]),
+        (logits.transpose(0, 1), tokens.t()),
+        (logits.transpose(1, 2).contiguous().transpose(1, 2), tokens),
+    ):
+        for options in ({"temperature": 0.7}, {"first_token": shape[2] // 2, "partial": True}):
+            for part in range(3):
+                same(lambda x, t, part=part, options=options: operator(x, t, **options)[part], x, t, exact=False)
+        same(gradient_of_logits, x, t, exact=False, temperature=0.7)
+    outside = torch.tensor([[shape[2], -1]], device="cuda")
+    assert operator(torch.randn(1, 2, shape[2], device="cuda"), outside)[0].isnan().all()
+
+
+def test_logprobs_from_hidden_states() -> None:
+    hidden, weight, tokens = torch.randn(3, 20, 16), torch.randn(500, 16), torch.randint(500, (3, 20))
+    options = {"mask": torch.rand(3, 20) < 0.7, "max_memory": 2 * 500 * 4 * 7}
+    for part in range(2):
+        same(
+            lambda h, w, t, part=part, **given: morlfast.linear_token_logprobs(h, w, t, **given)[part],
+            *(hidden, weight, tokens),
+            exact=False,
+            **options,
+        )
+
+
 def test_more_tokens_than_float32_can_count() -> None:
     rows, columns = 4100, 4096
     assert rows * columns > 2**24
     for entropies in (torch.rand(rows, columns), picks([0.0, 1.0, 2.0], rows, columns)):
         same(morlfast.select_tokens, torch.ones(rows), entropies, torch.ones(rows, columns), 0.3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_tokens_by_bounds_quantiles_and_least_numbers(dtype: torch.dtype) -> None:
+    offsets, values = torch.tensor([0, 0, 5, 6, 6, 24]), [-1.0, 0.0, 0.5, 1.0, NAN, INF]
+    for columns in (100, 5000, 20_000):
+        mask, advantages = torch.rand(24, columns) < 0.7, torch.randn(24).to(dtype)
+        for entropies in (torch.rand(24, columns).to(dtype), picks(values, 24, columns, dtype=dtype)):
+            for scope in ({}, {"scope": "sequence"}, {"scope": "group", "offsets": offsets}):
+                same(morlfast.select_tokens, advantages, entropies, mask, 0.0, at_least=7, **scope)
+                for ratio in (0.0, 0.2, 0.77):
+                    same(morlfast.select_tokens, advantages, entropies, mask, ratio, threshold="quantile", **scope)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tokens_of_segments(dtype: torch.dtype) -> None:
+    operators = torch.ops.morlfast
+    for columns, entropies in ((1, torch.rand(500, 1)), (3000, picks([0.0, 1.0, 2.0, NAN], 500, 3000))):
+        scores = (torch.randn(500).to(dtype), entropies.to(dtype), torch.rand(500, columns) < 0.7)
+        segments, prefixes = torch.randint(0, 6, (500,)), torch.zeros(7, dtype=torch.int64)
+        ties = torch.randint(0, 1000, (7,))
+        for level in range(8 if dtype == torch.float64 else 4):
+            same(operators.token_histogram.default, *scores, segments, prefixes, level)
+            prefixes = prefixes << 8 | operators.token_histogram(*scores, segments, prefixes, level).argmax(1)
+        same(operators.select_tokens_above.default, *scores, segments, prefixes, ties)
+        same(operators.select_tokens_above.default, *scores, segments, prefixes - 1, ties * 0)
+
+
+def selected_rollouts(*arguments: Any, **options: Any) -> Tensor:
+    return morlfast.select_rollouts(*arguments, **options).mask
+
+
+# Sums of few integers are exact: splits of equal variances are told apart as on the CPU.
+@pytest.mark.parametrize("method", ["max_variance", "top", "bottom", "percentile"])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int64], ids=str)
+def test_rollouts(method: str, dtype: torch.dtype) -> None:
+    ids, offsets = torch.randint(-9, 9, (6000,)), torch.tensor([0, 0, 1, 900, 900, 6000])
+    odd = picks([-2.0, -0.0, 0.0, 1.0, 3.0, *[NAN] * dtype.is_floating_point], 6000).to(dtype)
+    for rewards in (odd, torch.randint(0, 2, (6000,)).to(dtype), torch.randint(-100, 100, (6000,)).to(dtype)):
+        for size, k in [(1, 1), (5, 3), (12, 12), (60, 16), (500, 125), (3000, 700)]:
+            same(selected_rollouts, rewards, k, group_size=size, method=method)
+        for groups in ({"group_ids": ids}, {"offsets": offsets}, {"scope": "batch"}):
+            same(selected_rollouts, rewards, 64, method=method, **groups)
+
+
+def test_rollouts_reach_the_largest_variance() -> None:
+    rewards = torch.randn(65536)
+    for size, k in [(64, 16), (512, 100), (65536, 1000)]:
+        groups = {"group_size": size}
+        own, expected = (
+            x.cpu().view(-1, size) for x in (selected_rollouts(r, k, **groups) for r in (rewards.cuda(), rewards))
+        )
+        by_group = rewards.double().view(-1, size)
+        variances = [by_group[mask].view(-1, k).var(1, correction=0) for mask in (own, expected)]
+        torch.testing.assert_close(variances[0], variances[1], rtol=1e-12, atol=0)
+
+
+def test_strata_of_rollouts() -> None:
+    rewards, uniform = picks([0.0, 1.0, 2.0, NAN], 3000), torch.rand(3000, dtype=torch.float64)
+    operator = torch.ops.morlfast.select_rollouts.default
+    same(operator, rewards, 7, 30, None, None, 3, uniform)
+    same(operator, rewards, 7, 0, torch.randint(-9, 9, (3000,)), None, 3, uniform)
+    same(operator, rewards, 7, 0, None, torch.tensor([0, 3, 3, 3000]), 3, uniform)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -322,8 +420,21 @@ def advantages_of(rewards: Tensor, values: Tensor, **options: Any) -> Tensor:
     return morlfast.gae(rewards, values, **options).advantages
 
 
+def entropies_of(logits: Tensor, tokens: Tensor) -> Tensor | None:
+    return morlfast.token_logprobs(logits, tokens).entropies
+
+
+def gradient_of_logits(logits: Tensor, tokens: Tensor, **options: Any) -> Tensor:
+    """With the results as gradients of the results."""
+    log_probs, entropies, log_sums = torch.ops.morlfast.token_logprobs.default(logits, tokens, **options)
+    return torch.ops.morlfast.token_logprobs_gradient.default(
+        logits, tokens, log_sums, entropies, log_probs, entropies, **options
+    )
+
+
 def calls() -> list[tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]]:
     """Every path with launches of its own, on CUDA tensors."""
+    operators = torch.ops.morlfast
     rewards, ids = torch.randn(64, 3).cuda(), torch.randint(5, (64,)).cuda()
     tokens = (torch.randn(64).cuda(), torch.rand(64, 3000).cuda(), (torch.rand(64, 3000) < 0.7).cuda(), 0.2)
     mask, offsets = (torch.rand(64, 300) < 0.7).cuda(), torch.tensor([0, 5, 6, 64]).cuda()
@@ -346,6 +457,21 @@ def calls() -> list[tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]
         (morlfast.select_tokens, tokens, {"scope": "sequence"}),
         (morlfast.select_tokens, tokens, {"scope": "group", "group_size": 8}),
         (morlfast.select_tokens, tokens, {"scope": "group", "group_ids": ids}),
+        (morlfast.select_tokens, tokens, {"scope": "group", "offsets": offsets}),
+        (morlfast.select_tokens, tokens, {"threshold": "quantile"}),
+        (morlfast.select_tokens, tokens, {"scope": "sequence", "threshold": "quantile"}),
+        (operators.token_histogram.default, (*tokens[:3], ids, torch.zeros_like(ids[:5]), 0), {}),
+        (operators.select_tokens_above.default, (*tokens[:3], ids, 3 << 30 | ids[:5], ids[:5]), {}),
+        *[
+            (operators.select_rollouts.default, (rewards[:, 0], 3, *groups, method), {})
+            for groups in ((8, None, None), (0, ids, None), (0, None, offsets))
+            for method in (0, 1, 3)
+        ],
+        *[
+            (function, (torch.randn(*shape).cuda(), torch.randint(shape[-1], shape[:-1]).cuda()), {})
+            for function in (entropies_of, gradient_of_logits)
+            for shape in [(4, 5, 20_000), (32, 40, 300)]
+        ],
         (sort, (torch.rand(7, 40, 3).cuda(),), {"maximize": True}),
         (sort, (torch.rand(2, 1000, 3).cuda(),), {"maximize": False}),
         (sort, (torch.rand(1000, 1).cuda(),), {"maximize": False}),
@@ -421,7 +547,7 @@ def test_repeats_bit_for_bit_and_leaves_inputs_unchanged() -> None:
 
 def test_new_sizes_compile_nothing() -> None:
     """But for rows of tokens, which are read in vectors where their number is a multiple of 16."""
-    from morlfast._triton import advantages, indicators, pareto, returns, tokens
+    from morlfast._triton import advantages, indicators, pareto, returns, rollouts, tokens
 
     kernels = (
         *(
@@ -429,6 +555,7 @@ def test_new_sizes_compile_nothing() -> None:
             returns.scan_kernel,
             tokens.histogram_kernel,
             tokens.row_kernel,
+            rollouts.group_kernel,
             pareto.block_kernel,
         ),
         *(pareto.rank_kernel, pareto.window_kernel, pareto.pair_kernel, indicators.best_kernel),
@@ -438,6 +565,7 @@ def test_new_sizes_compile_nothing() -> None:
         rewards, score = torch.randn(n * 8, device="cuda"), torch.rand(n, 3000 + n, device="cuda")
         morlfast.group_advantages(rewards, 8)
         morlfast.group_advantages(rewards[:n], 1, mask=score > 0.2)
+        morlfast.select_rollouts(rewards, n // 8, group_size=n)
         morlfast.linear_scan(score, score)
         for scope in ("batch", "sequence"):
             morlfast.select_tokens(score[:, 0], score, score > 0.2, 0.5, scope=scope)
