@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import morlfast
 import numpy
@@ -14,15 +14,18 @@ from torch import Tensor
 from bench.driver import Agreement, Case, Inputs, Operation, Peer, Shape
 
 RATIO = 0.2
+MASKS = {"int64 mask": torch.int64, "float32 mask": torch.float32}
+# Of the issue: at least so many times as fast as TRL's mask, and as a partition.
+TARGETS = {(64, 4096): (20.0, 3.0), (512, 8192): (30.0, 4.0)}
 
 
 def rollouts(shape: Shape, kind: str, generator: torch.Generator) -> Inputs:
     """Advantages (N,), entropies (N, T), mask (N, T): answers of T / 3 to T tokens."""
     n, t = shape
     lengths = torch.randint(t // 3, t + 1, (n, 1), generator=generator)
-    advantages = torch.ones(n) if kind == "entropy" else torch.randn(n, generator=generator)
+    advantages = torch.randn(n, generator=generator) if kind == "advantage-entropy" else torch.ones(n)
     entropies = -torch.log1p(-torch.rand(n, t, generator=generator))
-    return advantages, entropies, torch.arange(t) < lengths
+    return advantages, entropies, (torch.arange(t) < lengths).to(MASKS.get(kind, torch.bool))
 
 
 def quota(valid: int) -> int:
@@ -37,8 +40,8 @@ def trl_mask() -> Callable[..., Tensor]:
     """TRL 1.16: entropies of at least the interpolated quantile of the valid ones; the limit is 2**24 tokens."""
 
     def mask_of(advantages: Tensor, entropies: Tensor, mask: Tensor) -> Tensor:
-        threshold = torch.quantile(entropies[mask].float(), 1 - RATIO)
-        return (entropies * mask >= threshold) & mask
+        threshold = torch.quantile(entropies[mask.bool()].float(), 1 - RATIO)
+        return (entropies * mask.float() >= threshold) & mask.bool()
 
     return mask_of
 
@@ -46,8 +49,9 @@ def trl_mask() -> Callable[..., Tensor]:
 def topk_mask(product: bool) -> Callable[[], Callable[..., Tensor]]:
     def mask_of(advantages: Tensor, entropies: Tensor, mask: Tensor) -> Tensor:
         score = scores(advantages, entropies) if product else entropies
-        score = score.masked_fill(~mask, -torch.inf).flatten()
-        chosen = torch.topk(score, quota(int(mask.sum())), sorted=False).indices
+        valid = mask.bool()
+        score = score.masked_fill(~valid, -torch.inf).flatten()
+        chosen = torch.topk(score, quota(int(valid.sum())), sorted=False).indices
         selected = torch.zeros(score.shape, dtype=torch.bool, device=score.device)
         selected[chosen] = True
         return selected.view(mask.shape)
@@ -58,9 +62,10 @@ def topk_mask(product: bool) -> Callable[[], Callable[..., Tensor]]:
 def partition_mask(product: bool) -> Callable[[], Callable[..., Any]]:
     def mask_of(advantages: Any, entropies: Any, mask: Any) -> Any:
         score = numpy.abs(advantages)[:, None] * entropies if product else entropies
-        valid = score[mask]
+        flags = mask != 0
+        valid = score[flags]
         place = valid.size - quota(valid.size)
-        return (score >= numpy.partition(valid, place)[place]) & mask
+        return (score >= numpy.partition(valid, place)[place]) & flags
 
     return lambda: mask_of
 
@@ -74,7 +79,7 @@ def same_but_for(flips: int, tolerance: str) -> Agreement:
 
     def problem(ours: Tensor, theirs: Any, inputs: Inputs) -> str | None:
         advantages, entropies, mask = inputs
-        theirs = torch.as_tensor(theirs).to(ours.device)
+        mask, theirs = mask.bool(), torch.as_tensor(theirs).to(ours.device)
         score = scores(advantages, entropies)
         if bool((theirs & ~mask).any()):
             return "they keep a token outside the mask"
@@ -99,21 +104,42 @@ TIES = same_but_for(0, "same tokens but for equal scores at the threshold")
 INTERPOLATED = same_but_for(1, "same tokens but for equal scores at the threshold and one token next to it")
 
 
+SAME = Agreement(
+    "exactly equal",
+    lambda ours, theirs, _: None if torch.equal(ours, theirs) else f"{int((ours ^ theirs).sum())} differ",
+)
+
+
 def select_tokens(shape: Shape, kind: str) -> Case:
     n, t = shape
-    product = kind != "entropy"
-    peers: tuple[Peer, ...] = (
-        Peer("torch.topk", TIES, topk_mask(product), distribution="torch"),
-        Peer("numpy.partition", TIES, partition_mask(product), "numpy", prepare=as_arrays, host=True),
+    product, quantile = kind == "advantage-entropy", kind == "quantile"
+    of_trl, of_partition = TARGETS.get((n, t), (None, None))
+    trl = Peer(
+        "TRL torch.quantile", SAME if quantile else INTERPOLATED, trl_mask, version="1.16 formula", target=of_trl
     )
-    if not product:
-        peers = (Peer("TRL torch.quantile", INTERPOLATED, trl_mask, version="1.16 formula"), *peers)
+    by_count = (
+        Peer("torch.topk", TIES, topk_mask(product), distribution="torch"),
+        Peer(
+            "numpy.partition",
+            TIES,
+            partition_mask(product),
+            "numpy",
+            prepare=as_arrays,
+            host=True,
+            target=of_partition,
+        ),
+    )
+
+    def ours(advantages: Tensor, entropies: Tensor, mask: Tensor) -> Tensor:
+        threshold: Literal["exact", "quantile"] = "quantile" if quantile else "exact"
+        return morlfast.select_tokens(advantages, entropies, mask, RATIO, threshold=threshold)
+
     return Case(
         setup=lambda generator: rollouts(shape, kind, generator),
-        ours=lambda advantages, entropies, mask: morlfast.select_tokens(advantages, entropies, mask, RATIO),
+        ours=ours,
         dtype="float32",
-        peers=peers,
-        moved_bytes=4 * n + n * t * (4 + 1 + 1),
+        peers=by_count if product else (trl,) if quantile else (trl, *by_count),
+        moved_bytes=4 * n + n * t * (4 + MASKS.get(kind, torch.bool).itemsize + 1),
         work=float(n * t),
     )
 
@@ -122,7 +148,7 @@ OPERATIONS = (
     Operation(
         "select_tokens",
         ("N", "T"),
-        ("entropy", "advantage-entropy"),
+        ("entropy", *MASKS, "quantile", "advantage-entropy"),
         ((64, 4096), (512, 8192)),
         select_tokens,
     ),
