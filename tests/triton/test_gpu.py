@@ -565,7 +565,7 @@ def test_new_sizes_compile_nothing() -> None:
         rewards, score = torch.randn(n * 8, device="cuda"), torch.rand(n, 3000 + n, device="cuda")
         morlfast.group_advantages(rewards, 8)
         morlfast.group_advantages(rewards[:n], 1, mask=score > 0.2)
-        morlfast.select_rollouts(rewards, n // 8, group_size=n)
+        morlfast.select_rollouts(rewards, 2, group_size=8)
         morlfast.linear_scan(score, score)
         for scope in ("batch", "sequence"):
             morlfast.select_tokens(score[:, 0], score, score > 0.2, 0.5, scope=scope)

@@ -656,7 +656,8 @@ class Tokens:
 
     @property
     def programs(self) -> int:
-        return triton.cdiv(self.rows, self.stacked) * triton.cdiv(self.columns, self.width)
+        across: int = triton.cdiv(self.columns, self.width)
+        return across * int(triton.cdiv(self.rows, self.stacked))
 
     def launch(self, kernel: Any, *own: Any, **budget: Any) -> None:
         kernel[(self.programs,)](
