@@ -111,3 +111,5 @@ def test_strata_are_drawn_as_on_the_cpu() -> None:
         assert select(rewards, k, "percentile", uniform, group_ids=ids).sum() == 3 * k
         select(rewards, k, "percentile", uniform, group_size=6)
         select(rewards, k, "percentile", 1 - uniform, offsets=torch.tensor([0, 11, 30]))
+    many = torch.randn(200_003, generator=torch.Generator().manual_seed(0))
+    assert select(many, 70_001, "percentile", group_size=len(many)).sum() == 70_001

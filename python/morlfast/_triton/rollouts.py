@@ -231,7 +231,9 @@ def _select_sorted(
     """Any groups: `order` are the rows by group and, within a group, by reward; ties by row."""
     rows = rewards.numel()
     place = torch.arange(rows, device=rewards.device)
-    values = rewards.to(torch.float64) + 0.0  # -0.0 + 0.0 is 0.0
+    values = rewards.to(torch.float64)
+    # Radix sorts tell zeros and NaN apart by their signs; -0.0 + 0.0 is 0.0.
+    values = torch.where(values == values, values + 0.0, float("nan"))
     if group_ids is None and offsets is None:
         slots = rows // group_size
         values, order = torch.sort(values.view(slots, group_size), dim=1, stable=True)
@@ -260,8 +262,8 @@ def _select_sorted(
                 begin = _begin_by_appearance(order, group, bounds)[group]
             shift = uniform[begin + rank]
         # Strata that are no whole numbers of rollouts share some: each is taken once. place_j - j never descends.
-        position = ((rank + shift) * scored[group] / size[group]).long() - rank
-        offset = torch.where(rank < size[group], position.minimum((scored - size)[group]), 0)
+        position = ((rank.double() + shift) * scored[group] / size[group]).long() - rank
+        offset = torch.where(rank < size[group], position.clamp(min=0).minimum((scored - size)[group]), 0)
         position = torch.cummax(start + offset, 0).values + rank
         position = torch.where(rank < size[group], position, rows)
         selected = torch.zeros(rows + 1, dtype=torch.bool, device=rewards.device)

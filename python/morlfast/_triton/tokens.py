@@ -1,16 +1,19 @@
-"""Exact top-k token masks by radix selection.
+"""Exact top-k token masks by radix selection, and the quantile mask that interpolates between two scores.
 
 The score |A| * H becomes an order-preserving unsigned integer; 8-bit digits from the top narrow down the k-th
 largest key tau of each segment (the batch, a group of rows, a row). Tokens above tau are kept, and of those
-equal to tau the first few in flat order. Scores are recomputed in every pass, never stored; integer counts
-make every pass deterministic.
+equal to tau the first few in flat order; a quantile needs the largest key below tau as well. Scores are recomputed
+in every pass, never stored; integer counts make every pass deterministic.
 
 Floor: entropies and mask read once, the result written once. Rows of at most ROW_LIMIT tokens that are
 segments of their own: 1 launch, one program a row, the row read (digits + 1) times, mostly from cache.
-Otherwise: digits (4 for float32, 8 for float64) histogram launches, a launch that counts ties, a cumulative
-sum of one number a tile, and the selection; tokens are read (digits + 1) times, once more where ties straddle
-k. Scratch: 256 counts a digit and segment, and one count a tile (2,048 tokens); with group_ids as many
-segments as rows, since the number of groups is not known on the host.
+Otherwise: digits (4 for float32, 8 for float64) histogram launches, one that makes thresholds of them, one that counts
+ties, a cumulative sum of one number a tile, and the selection; tokens are read (digits + 1) times, once more where
+ties straddle k or a quantile lies between two scores. That is a fifth of the bandwidth of one read at best, for a batch
+in float32 that no cache holds. Scratch: 256 counts a digit and segment, and one count a tile (2,048 tokens); with
+group_ids as many segments as rows, since the number of groups is not known on the host.
+
+Over ranks the digits are told from outside, one histogram a launch, and so are the thresholds.
 """
 
 # Compile-time arguments are capitals, and kernels are typed by Triton alone.
