@@ -161,6 +161,9 @@ void select_in_groups(const Score* rewards, int64_t k, Selection selection, cons
   });
 }
 
+template <class Score>
+constexpr Dtype kDtype = std::is_same_v<Score, float> ? Dtype::float32 : Dtype::float64;
+
 }  // namespace
 
 void select_rollouts(const MatrixView& rewards, int64_t k, Selection selection, const double* uniform,
@@ -171,7 +174,8 @@ void select_rollouts(const MatrixView& rewards, int64_t k, Selection selection, 
   const MatrixView row{rewards.data, rewards.dtype, 0, rewards.row_stride};
   const auto select = [&](auto zero) {
     using Score = decltype(zero);
-    std::vector<Score> buffer(rewards.dtype == Dtype::float32 && std::is_same_v<Score, float> ? 0 : rows);
+    const bool read_in_place = row.column_stride == 1 && rewards.dtype == kDtype<Score>;
+    std::vector<Score> buffer(read_in_place ? 0 : rows);
     select_in_groups(read_row(row, 0, 0, rows, buffer.data()), k, selection, uniform, groups, selected);
   };
   rewards.dtype == Dtype::float32 ? select(float{}) : select(double{});

@@ -272,14 +272,10 @@ class D3S:
         a = self._countable(_of_rollouts(as_floating(advantages, "advantages").detach(), mask))
         if budget.rollouts is None:
             return select_rollouts(a, a.shape[0], scope="batch")
+        groups: dict[str, Any] = {"scope": self.rollout_scope}
         if self.rollout_scope == "group":
-            groups: dict[str, Any] = {"group_size": group_size, "group_ids": group_ids, "offsets": offsets}
-            return select_rollouts(a, budget.rollouts, **groups, process_group=process_group)
-        if process_group is None:
-            return select_rollouts(a, min(budget.rollouts, a.shape[0]), scope="batch")
-        # One group of any size, since a rank does not know how many rollouts there are in all.
-        whole = torch.zeros(a.shape[0], dtype=torch.int64, device=a.device)
-        return select_rollouts(a, budget.rollouts, group_ids=whole, process_group=process_group)
+            groups |= {"group_size": group_size, "group_ids": group_ids, "offsets": offsets}
+        return select_rollouts(a, budget.rollouts, **groups, process_group=process_group)
 
     def select_tokens(
         self,

@@ -51,7 +51,7 @@ def select_rollouts(
 
     Args:
         rewards: (N,) rewards or advantages; float32, float64, bfloat16, float16, or integers (taken as float64).
-        k: how many of each group (of all rows for ``scope="batch"``); at most `group_size`.
+        k: how many of each group (of all rows for ``scope="batch"``); at most `group_size`, where groups have one.
         group_size, group_ids, offsets: which rows form a group, as in `group_advantages`; exactly one of them for
             ``scope="group"``, none for ``"batch"``.
         scope: ``"group"``: k rollouts of each group (PODS, D3S-I). ``"batch"``: k of all rows, whatever their groups
@@ -67,7 +67,7 @@ def select_rollouts(
         `RolloutSelection`: ``indices`` into rewards, group by group (groups by id in the order of their first rows),
         and the ``mask``. Not differentiable; advantages of the selected ones are a second call of `group_advantages`.
 
-    A NaN reward is not scored and never selected; where fewer than k of a group are scored, all of them are. Of equal
+    A NaN reward is not scored and never selected; where fewer than k of a group are scored, all of these are. Of equal
     rewards the lowest rows are selected. Variances are compared in float64 about the middle of the group's range,
     infinities as the largest double; of equal variances that with most of the largest rewards, if these are all k, and
     otherwise that with fewest. Without rows nothing is selected. O(N log N). On a GPU the host waits for the number of
@@ -108,9 +108,8 @@ def select_rollouts(
         size, ids, bounds = max(rows, 1), None, None
     else:
         size, ids, bounds = as_groups(group_size, group_ids, offsets, values)
-    if rows > 0 and size > 0 and k > size:
-        largest = f"the {rows} rollouts" if scope == "batch" else f"group_size {size}"
-        raise ValueError(f"k: expected at most {largest}, got {k}")
+        if group_size is not None and rows > 0 and k > size:
+            raise ValueError(f"k: expected at most group_size {size}, got {k}")
     if method == "random":
         assert uniform is not None
         values, uniform = torch.where(values.isnan(), math.nan, uniform), None
