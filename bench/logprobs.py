@@ -18,10 +18,11 @@ from bench.driver import Agreement, Case, Inputs, Operation, Peer, Shape, close
 Formula = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Their statistics have the logits' dtype, in bfloat16 three digits.
-SAME = {"float32": close(rtol=1e-5, atol=2e-5), "bfloat16": close(rtol=2e-2, atol=2e-2)}
+# Their sums lose four digits of float32 against large logits; in bfloat16 they have two or three at all.
+SAME = {"float32": close(rtol=1e-5, atol=2e-4), "bfloat16": close(rtol=2e-2, atol=2e-2)}
 SHAPES = ((256, 32000), (2048, 32000))
 TRL_CHUNK, VERL_CHUNK = 128, 2048
+ROLLOUTS = 8
 
 
 def own(log_probs: Tensor, tokens: Tensor) -> Tensor:
@@ -29,16 +30,17 @@ def own(log_probs: Tensor, tokens: Tensor) -> Tensor:
 
 
 def trl(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """TRL 1.16 without its kernel: log_softmax in chunks for the entropy; float32 log-probabilities by logsumexp."""
+    """TRL 1.16 without its kernel: log_softmax in chunks for the entropy; log-probabilities rollout by rollout."""
     entropies = []
     for chunk in logits.split(TRL_CHUNK):
         log_p = log_softmax(chunk, dim=-1)
         entropies.append((log_p.exp() * log_p).sum(-1).neg())
+    rollouts = list(zip(logits.chunk(ROLLOUTS), tokens.chunk(ROLLOUTS), strict=True))
     if logits.dtype == torch.float32:
-        log_probs = own(logits, tokens) - torch.stack([torch.logsumexp(row, dim=-1) for row in logits])
+        log_probs = [own(x, token) - torch.logsumexp(x, dim=-1) for x, token in rollouts]
     else:
-        log_probs = own(log_softmax(logits, dim=-1), tokens)
-    return log_probs, torch.cat(entropies)
+        log_probs = [own(log_softmax(x, dim=-1), token) for x, token in rollouts]
+    return torch.cat(log_probs), torch.cat(entropies)
 
 
 def verl(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
