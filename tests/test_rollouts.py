@@ -769,14 +769,19 @@ def test_k_must_be_an_integer(k):
 def test_k_must_fit_the_group(k):
     with pytest.raises(ValueError, match=r"^k: expected .*, got -?\d+$"):
         select(REWARDS, k, 3)
-    with pytest.raises(ValueError, match=r"^k: expected .*, got -?\d+$"):
-        select(REWARDS[: max(k - 1, 1) if k < 9 else 6], k, scope="batch")
 
 
 @pytest.mark.parametrize("k", [4, 2**40])
 def test_k_may_be_more_than_a_group_by_name_has(k):
     for options in ({"group_ids": torch.tensor([0, 0, 1, 1, 1, 1])}, {"offsets": [0, 2, 6]}):
         assert rows(REWARDS, k, **options) == list(range(6))
+
+
+@pytest.mark.parametrize("k", [6, 7, 2**40])
+def test_k_may_be_more_than_the_batch_has(k):
+    assert rows(REWARDS, k, scope="batch") == list(range(6))
+    with pytest.raises(ValueError, match="k: expected an int >= 0, got -1"):
+        select(REWARDS, -1, scope="batch")
 
 
 @pytest.mark.parametrize("method", ["best", "", None, 0, "Top", ["top"]])

@@ -89,7 +89,7 @@ def select_rollouts(
     k = as_integer(k, "k")
     if k < 0:
         raise ValueError(f"k: expected an int >= 0, got {k}")
-    if method not in _CODES:
+    if not isinstance(method, str) or method not in _CODES:
         raise ValueError(f"method: expected one of {', '.join(_CODES)}, got {method!r}")
     _check_scope(scope, group_size, group_ids, offsets)
     draws = method in ("random", "stratified")
@@ -157,7 +157,7 @@ def filter_zero_variance(
     least_std = as_nonnegative(least_std, "least_std")
     if singleton not in ("drop", "keep"):
         raise ValueError(f"singleton: expected one of drop, keep, got {singleton!r}")
-    values = values.reshape(len(values), -1).to(torch.float64)
+    values = (values if values.dim() == 2 else values[:, None]).to(torch.float64)
     # Ids once: Groups would look at labels again.
     size, ids, bounds = as_groups(group_size, group_ids, offsets, values)
     groups = Groups.of(values, size or None, ids, bounds)

@@ -102,7 +102,7 @@ def select_tokens(
     ratio = as_number(ratio, "ratio")
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio: expected 0 <= ratio <= 1, got {ratio!r}")
-    if scope not in _SCOPES:
+    if not isinstance(scope, str) or scope not in _SCOPES:
         raise ValueError(f"scope: expected one of {', '.join(_SCOPES)}, got {scope!r}")
     at_least = as_integer(at_least, "at_least")
     if at_least < 0:
