@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM 
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
-PROMPTS = [f"{'y ' * (place // 2 % 4)}{word} z" for place, word in enumerate(WORDS[3:11])]
+PROMPTS = [f"{'y ' * place}{word} z" for place, word in enumerate(WORDS[3:11])]  # of different lengths
 
 
 class Trainer(MultiObjectiveMixin, GRPOTrainer):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from grpo_task import WORDS, Trainer, build, model, trained
+from grpo_task import PROMPTS, WORDS, Trainer, build, model, trained
 from morlfast.downsampling import D3S, PODS, D3SSchedule, LinearSchedule
 from morlfast.integrations import _trl_downsampling
 from trl import GRPOTrainer
@@ -25,6 +25,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 def spread(completions, **_):
     """No two completions have the same."""
     return [sum(WORDS.index(word) * 1.37**place for place, word in enumerate(text.split())) for text in completions]
+
+
+def steep(completions, prompts, **_):
+    """Of two prompts the rewards of one are at least four times as far apart."""
+    scales = [4.0 ** (WORDS.index(prompt.split()[-2]) - len(PROMPTS)) for prompt in prompts]
+    return [scale * value for scale, value in zip(scales, spread(completions), strict=True)]
+
+
+STEEP = {"reward_funcs": [steep], "scale_rewards": "none"}
 
 
 def sometimes(completions, **_):
@@ -251,6 +260,8 @@ def test_losses_over_kept_tokens_have_the_gradients_of_a_hand_made_one(loss_type
     arguments = {"use_bias_correction_kl": False}
     if loss_type == "cispo":
         arguments["epsilon_high"] = 5.0  # which bounds the ratio itself there
+    if d3s.token_scope == "group":
+        arguments.update(STEEP)  # or it would select as from the batch
     trainer = sampled(tmp_path, d3s, loss_type=loss_type, **arguments, **TWO_STEPS)
     batches = micro_batches(trainer)
     if extra:
@@ -415,19 +426,10 @@ def test_what_cannot_be_sampled_is_an_error_at_construction(arguments, method, e
 # ---- two processes ----
 
 
-def steep(completions, prompts, **_):
-    """One prompt has the largest advantages of all, so that other processes train on its rollouts."""
-    scales = [4.0 ** WORDS.index(prompt.split()[-2]) for prompt in prompts]
-    return [scale * value for scale, value in zip(scales, spread(completions), strict=True)]
-
-
 TWO_PROCESSES = {
-    "d3s": (
-        {"num_generations": 4, "reward_funcs": [steep], "scale_rewards": "none"},
-        D3S(D3SSchedule(4, 0.3)),
-    ),
+    "d3s": ({"num_generations": 4, **STEEP}, D3S(D3SSchedule(4, 0.3))),  # all of one prompt, of one process
     "old": (
-        {"num_generations": 8},
+        {"num_generations": 8, **STEEP},
         D3S(D3SSchedule(6, 0.5), rollout_scope="group", token_scope="group", entropy="old"),
     ),
     "pods": ({"num_generations": 16}, PODS(8, method="random")),
@@ -506,7 +508,8 @@ def test_two_processes_train_on_what_one_would_select(name, two_processes):
     size = arguments["num_generations"]
     rows = [text for rank in ranks for text in texts(rank["generated"])]
     advantages = torch.cat([rank["generated"]["advantages"] for rank in ranks])
-    assert (len({len(prompt) for prompt, _ in rows}) > 1) == (size < 16)
+    widths = {rank["generated"]["prompt_ids"].shape[1] for rank in ranks}
+    assert len(widths) == (2 if size < 16 else 1)  # so that rows which move are padded anew
     assert len(set(rows)) == len(rows) == 16
     trained = [
         (text, advantage)
