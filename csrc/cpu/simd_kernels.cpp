@@ -692,10 +692,10 @@ template <class T>
   using Bits = typename E::Bits;
   constexpr int kTerms = sizeof E::k / sizeof(T);  // even
   Vector n[kAbreast], f[kAbreast], power[kAbreast], square[kAbreast];
-  for (int u = 0; u < kAbreast; ++u) d[u] = larger(Vector{} + E::least, d[u]);
+  for (Vector& own : d) own = larger(Vector{} + E::least, own);
   for (int u = 0; u < kAbreast; ++u) n[u] = d[u] * E::log2_e + E::shift;
   for (int u = 0; u < kAbreast; ++u) power[u] = (Vector)((Bits)n[u] << E::kMantissa);
-  for (int u = 0; u < kAbreast; ++u) n[u] = n[u] - E::shift;
+  for (Vector& own : n) own -= E::shift;
   for (int u = 0; u < kAbreast; ++u) f[u] = d[u] - n[u] * E::high;
   for (int u = 0; u < kAbreast; ++u) f[u] = f[u] - n[u] * E::low;
   for (int u = 0; u < kAbreast; ++u) square[u] = f[u] * f[u];
@@ -755,7 +755,7 @@ struct Exponentials {
 
   /// Of kCount vectors kSumLanes apart.
   template <int64_t kCount>
-  [[gnu::always_inline]] static inline Exponentials of(const T* values, T from, T factor) {
+  [[gnu::always_inline]] static Exponentials of(const T* values, T from, T factor) {
     if constexpr (kCount > kAbreast) {
       Exponentials first = of<kCount / 2>(values, from, factor);
       first += of<kCount / 2>(values + kCount / 2 * kSumLanes, from, factor);
@@ -772,7 +772,7 @@ struct Exponentials {
     }
   }
 
-  [[gnu::always_inline]] inline void operator+=(const Exponentials& other) {
+  [[gnu::always_inline]] void operator+=(const Exponentials& other) {
     sum += other.sum;
     if constexpr (kMoment) moment += other.moment;
     ones += other.ones;
