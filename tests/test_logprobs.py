@@ -387,13 +387,17 @@ def test_nothing_inside_the_mask() -> None:
     assert (weight.grad == 0).all()
 
 
-def test_hidden_states_outside_the_mask_are_not_multiplied() -> None:
-    hidden, weight, mask = normal(6, 4), normal(5, 4).requires_grad_(), some(6, share=0.5)
-    hidden[~mask] = NAN
-    found = linear_token_logprobs(hidden.requires_grad_(), weight, draws(6, below=5), mask=mask)
+@pytest.mark.parametrize("ignored", ["mask", "ignore_index"])
+def test_hidden_states_outside_the_mask_reach_nothing(ignored: str) -> None:
+    hidden, weight, read, tokens = normal(6, 4), normal(5, 4).requires_grad_(), some(6, share=0.5), draws(6, below=5)
+    hidden[~read] = NAN
+    mask = read if ignored == "mask" else None
+    tokens = tokens if ignored == "mask" else tokens.masked_fill(~read, -100)
+    found = linear_token_logprobs(hidden.requires_grad_(), weight, tokens, mask=mask)
     (found.log_probs.sum() + found.entropies.sum()).backward()
     assert weight.grad.isfinite().all()
-    assert (hidden.grad[~mask] == 0).all()
+    assert (hidden.grad[~read] == 0).all()
+    assert (found.log_probs[~read] == 0).all()
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)

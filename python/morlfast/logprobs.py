@@ -112,7 +112,8 @@ def linear_token_logprobs(
         weight: (V, D) of the head, in the dtype of ``hidden``.
         tokens, temperature, entropy, ignore_index: as in `token_logprobs`.
         bias: (V,) of the head, in the dtype of ``hidden``.
-        mask: (...) bool, integer or floating point; a token with 0 gets 0, and its hidden state is not multiplied.
+        mask: (...) bool, integer or floating point; a token with 0 gets 0, and its hidden state is not multiplied. To
+            that end, ``labels != -100`` of labels that have ignored ones.
         max_memory: bytes for logits and, in the backward pass, their gradient, of as many rows as fit, at least one.
         process_group, first_token: as in `token_logprobs`; weight and bias are this rank's slice of the vocabulary,
             hidden the same on every rank.
@@ -124,9 +125,9 @@ def linear_token_logprobs(
         bias: the backward pass computes the logits again, and adds up the gradients of weight and bias in float32 for
         bfloat16 and float16.
 
-    Under autocast, float32 becomes its dtype, as in the head itself. Rows outside the mask, or with ``ignore_index``,
-    are dropped first, which waits for a GPU; under `torch.compile`, where their number would break the graph, they are
-    multiplied and not read. O(N V D).
+    Under autocast, float32 becomes its dtype, as in the head itself. With a mask, the rows outside it or with
+    ``ignore_index`` are dropped first, which waits for a GPU; without one, and under `torch.compile`, where their
+    number would break the graph, they are multiplied and not read. O(N V D).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -159,18 +160,19 @@ def linear_token_logprobs(
         if tensor is not None:
             same_device("hidden", hidden, name, tensor)
     tokens, states = tokens.reshape(-1), hidden.flatten(0, -2) if hidden.dim() > 1 else hidden[None]
-    kept = None if torch.compiler.is_compiling() else (tokens != ignore_index).nonzero()[:, 0]
-    count = tokens.shape[0]
-    if kept is not None and kept.shape[0] < count:
-        tokens, states = tokens[kept], states[kept]
-    if kept is not None and tokens.is_cpu and process_group is None:  # before anything is multiplied
-        wrong = tokens[(tokens < 0) | (tokens >= vocabulary.size)]
+    traced = torch.compiler.is_compiling()
+    if tokens.is_cpu and process_group is None and not traced:  # before anything is multiplied
+        wrong = tokens[(tokens != ignore_index) & ((tokens < 0) | (tokens >= vocabulary.size))]
         if len(wrong) > 0:
             raise ValueError(f"tokens: expected 0 <= token < {vocabulary.size} or {ignore_index}, got {int(wrong[0])}")
+    count, kept = tokens.shape[0], None
+    if mask is not None and not traced and not tokens.is_meta:
+        kept = (tokens != ignore_index).nonzero()[:, 0]
+        tokens, states = tokens[kept], states[kept]
     log_probs, entropies = _LinearTokenLogprobs.apply(  # type: ignore[no-untyped-call]
         states, weight, bias, tokens, temperature, entropy, ignore_index, vocabulary, most, reduces
     )
-    if kept is not None and kept.shape[0] < count:
+    if kept is not None:
         log_probs = log_probs.new_zeros(count).index_copy(0, kept, log_probs)
         entropies = entropies.new_zeros(count).index_copy(0, kept, entropies) if entropy else None
     return TokenLogprobs(log_probs.reshape(shape), entropies.reshape(shape) if entropy else None)
@@ -235,7 +237,7 @@ def _vocabulary(process_group: ProcessGroup | None, first_token: Any, size: int)
 def _under_autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """Autocast is off in a backward pass, which has to compute the logits of the forward pass again."""
     device = next(tensor.device.type for tensor in tensors if tensor is not None)
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [x.to(dtype) if x is not None and x.dtype == torch.float32 else x for x in tensors]
@@ -373,10 +375,13 @@ class _LinearTokenLogprobs(torch.autograd.Function):
             del logits
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad @ weight
-            if grad_weight is not None and wide == weight.dtype:
-                grad_weight.addmm_(grad.t(), hidden[chunk])
-            elif grad_weight is not None:
-                grad_weight += grad.t() @ hidden[chunk]
+            if grad_weight is not None:
+                # What is ignored has a gradient of 0, and 0 times NaN must be 0.
+                states = hidden[chunk].masked_fill((tokens[chunk] == ctx.options[2])[:, None], 0)
+                if wide == weight.dtype:
+                    grad_weight.addmm_(grad.t(), states)
+                else:
+                    grad_weight += grad.t() @ states
             if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=wide)
             del grad
