@@ -161,9 +161,12 @@ def test_empty(shape: tuple[int, int]) -> None:
         assert result.dtype == torch.bool
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.usefixtures("row_limit")
-def test_at_least(scope: str) -> None:
+SCOPES_AND_ROW_LIMITS = [*[(scope, kernels.ROW_LIMIT) for scope in SCOPES], ("sequence", 0)]
+
+
+@pytest.mark.parametrize(("scope", "limit"), SCOPES_AND_ROW_LIMITS)
+def test_at_least(scope: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ROW_LIMIT", limit)
     mask = uniform(4, 15) < 0.7
     for ratio, least in [(0.0, 3), (0.1, 2), (0.5, 2), (0.0, 100)]:
         check(uniform(4), uniform(4, 15, seed=1), mask, ratio, scope, 2, at_least=least)
@@ -178,9 +181,9 @@ def test_offsets() -> None:
 
 # The interpreter rounds twice where the quantile is interpolated: no score may be that close to it.
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.usefixtures("row_limit")
-def test_quantile(scope: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("scope", "limit"), SCOPES_AND_ROW_LIMITS)
+def test_quantile(scope: str, limit: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ROW_LIMIT", limit)
     mask = uniform(4, 21) < 0.7
     for entropies in (uniform(4, 21, seed=1, dtype=dtype), draws([0.0, 1.0, 2.0, NAN, INF], 4, 21, dtype=dtype)):
         for ratio in (0.0, 0.3):
