@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -15,6 +16,7 @@
 #include "parallel.hpp"
 #include "read_row.hpp"
 #include "simd.hpp"
+#include "workspace.hpp"
 
 namespace morlfast {
 namespace {
@@ -103,25 +105,28 @@ class Scope {
   }
 
   /// The valid keys among `draws` tokens, one somewhere in each of as many equal stretches.
-  std::vector<Key> sample(int64_t draws) const {
-    std::vector<Key> keys(draws);
-    std::vector<Score> advantage(draws), entropy(draws);
-    std::vector<uint8_t> valid(draws);
+  void sample(int64_t draws, std::vector<Key>& sampled) const {
+    sampled.clear();
+    Key keys[kPiece];
+    Score advantage[kPiece], entropy[kPiece];
+    uint8_t valid[kPiece];
+    const double stretch = static_cast<double>(tokens()) / static_cast<double>(draws);
     uint64_t random = 0;
-    for (int64_t i = 0; i < draws; ++i) {
-      random += 0x9e3779b97f4a7c15u;  // 2^64 / golden ratio: low-discrepancy, and the same in every call
-      const double at =
-          (static_cast<double>(i) + static_cast<double>(random >> 11) * 0x1p-53) / static_cast<double>(draws);
-      const int64_t token = std::min(static_cast<int64_t>(at * static_cast<double>(tokens())), tokens() - 1);
-      const int64_t row = groups_.row(groups_.begin(group_) + token / tokens_.columns),
-                    column = token % tokens_.columns;
-      advantage[i] = *read_row(tokens_.advantages, row, column, 1, &advantage[i]);
-      entropy[i] = *read_row(tokens_.entropies, row, column, 1, &entropy[i]);
-      valid[i] = *read_mask(tokens_.mask, row, column, 1, &valid[i]);
+    for (int64_t first = 0; first < draws; first += kPiece) {
+      const int64_t count = std::min(kPiece, draws - first);
+      for (int64_t i = 0; i < count; ++i) {
+        random += 0x9e3779b97f4a7c15u;  // 2^64 / golden ratio: spread evenly, and the same in every call
+        const double at = static_cast<double>(first + i) + static_cast<double>(random >> 11) * 0x1p-53;
+        const int64_t token = std::min(static_cast<int64_t>(at * stretch), tokens() - 1);
+        const int64_t row = groups_.row(groups_.begin(group_) + token / tokens_.columns);
+        const int64_t column = token % tokens_.columns;
+        advantage[i] = *read_row(tokens_.advantages, row, column, 1, &advantage[i]);
+        entropy[i] = *read_row(tokens_.entropies, row, column, 1, &entropy[i]);
+        valid[i] = *read_mask(tokens_.mask, row, column, 1, &valid[i]);
+      }
+      score_keys(advantage, entropy, valid, count, keys);
+      std::copy_if(keys, keys + count, std::back_inserter(sampled), [](Key key) { return key != 0; });
     }
-    score_keys(advantage.data(), entropy.data(), valid.data(), draws, keys.data());
-    std::erase(keys, Key{0});
-    return keys;
   }
 
  private:
@@ -140,13 +145,18 @@ struct Found {
   std::vector<int64_t> equal;  // keys equal to it in each part
 };
 
-/// The rank-th largest (from 1) of the keys from low to high, digit by digit: each_keys as Scope, low > 0.
+/// The rank-th largest (from 1) of the keys from low to high, digit by digit: each_keys as Scope, which visits about
+/// `visited` keys; low > 0.
 template <class Key, class EachKeys>
-Found<Key> find_largest(const EachKeys& each_keys, int64_t parts, Key low, Key high, int64_t rank, int digit_bits) {
+Found<Key> find_largest(const EachKeys& each_keys, int64_t parts, int64_t visited, Key low, Key high, int64_t rank) {
+  // Digits that count a few keys a bin.
+  const int digit_bits =
+      std::clamp(static_cast<int>(std::bit_width(static_cast<uint64_t>(visited / parts))) - 1, 6, 11);
+  std::vector<int64_t> counts;
   for (;;) {
     const int shift = std::max(0, static_cast<int>(std::bit_width(static_cast<Key>(high - low))) - digit_bits);
     const int64_t bins = static_cast<int64_t>((high - low) >> shift) + 1;
-    std::vector<int64_t> counts(parts * bins);
+    counts.assign((parts + 1) * bins, 0);  // of each part, and of all
     each_keys([&](int64_t part, const Key* keys, int64_t count, const auto&) {
       int64_t* own = &counts[part * bins];
       for (int64_t j = 0; j < count; ++j) {
@@ -154,13 +164,11 @@ Found<Key> find_largest(const EachKeys& each_keys, int64_t parts, Key low, Key h
         if (above <= high - low) ++own[above >> shift];
       }
     });
-    const auto in_bin = [&](int64_t bin) {
-      int64_t sum = 0;
-      for (int64_t part = 0; part < parts; ++part) sum += counts[part * bins + bin];
-      return sum;
-    };
+    int64_t* all = &counts[parts * bins];
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t bin = 0; bin < bins; ++bin) all[bin] += counts[part * bins + bin];
     int64_t bin = bins - 1;
-    for (int64_t own = in_bin(bin); rank > own; own = in_bin(--bin)) rank -= own;
+    while (rank > all[bin]) rank -= all[bin--];
     low += static_cast<Key>(bin) << shift;
     high = low + std::min<Key>(high - low, (Key{1} << shift) - 1);
     if (shift > 0) continue;
@@ -243,15 +251,18 @@ struct Bracket {
   bool collect = true;  // its keys are few
 };
 
-constexpr int64_t kDraws = 4096, kTokensADraw = 16;
+constexpr int64_t kSampledTokens = 4096;  // fewer are all collected
 
 /// Where the threshold lies, all but surely.
 template <class Score>
-Bracket<KeyOf<Score>> bracket_of(const Scope<Score>& scope, const TokenBudget& budget) {
+Bracket<KeyOf<Score>> bracket_of(const Scope<Score>& scope, const TokenBudget& budget,
+                                 std::vector<KeyOf<Score>>& sample) {
   using Key = KeyOf<Score>;
-  const int64_t draws = std::min(kDraws, scope.tokens() / kTokensADraw);
-  if (draws < kDraws / 16) return {};
-  const std::vector<Key> sample = scope.sample(draws);
+  if (scope.tokens() < kSampledTokens) return {};
+  // What is drawn and what is collected then, tokens / sqrt(draws), cost about the same.
+  const double side = std::cbrt(static_cast<double>(scope.tokens()));
+  const auto draws = static_cast<int64_t>(side * side / 2);
+  scope.sample(draws, sample);
   const auto drawn = static_cast<double>(sample.size());
   const auto valid = static_cast<int64_t>(drawn / static_cast<double>(draws) * static_cast<double>(scope.tokens()));
   if (valid == 0) return {1, ~Key{0}, false};
@@ -261,7 +272,7 @@ Bracket<KeyOf<Score>> bracket_of(const Scope<Score>& scope, const TokenBudget& b
     visit(0, sample.data(), static_cast<int64_t>(sample.size()), [](int64_t j) { return j; });
   };
   const auto key_at = [&](double rank) {
-    return find_largest<Key>(each_keys, 1, 1, ~Key{0}, static_cast<int64_t>(rank), 8).key;
+    return find_largest<Key>(each_keys, 1, draws, 1, ~Key{0}, static_cast<int64_t>(rank)).key;
   };
   Bracket<Key> bracket;
   const double first = std::floor(drawn * share - margin), last = std::ceil(drawn * share + margin);
@@ -269,7 +280,7 @@ Bracket<KeyOf<Score>> bracket_of(const Scope<Score>& scope, const TokenBudget& b
   if (last <= drawn) bracket.low = key_at(last);
   const auto inside =
       std::count_if(sample.begin(), sample.end(), [&](Key key) { return key >= bracket.low && key <= bracket.high; });
-  bracket.collect = static_cast<double>(inside) <= drawn / 3;
+  bracket.collect = 3 * inside <= draws;
   return bracket;
 }
 
@@ -282,10 +293,11 @@ struct Threshold {
 
 /// The threshold for places that lie in the bracket, above which there are `above` keys.
 template <class Score, class EachKeys>
-Threshold<KeyOf<Score>> threshold_of(const EachKeys& each_keys, int64_t parts, const Bracket<KeyOf<Score>>& bracket,
-                                     int64_t above, const Places<Score>& places, int digit_bits) {
+Threshold<KeyOf<Score>> threshold_of(const EachKeys& each_keys, int64_t parts, int64_t visited,
+                                     const Bracket<KeyOf<Score>>& bracket, int64_t above, const Places<Score>& places) {
   using Key = KeyOf<Score>;
-  Found<Key> found = find_largest(each_keys, parts, bracket.low, bracket.high, places.first - above, digit_bits);
+  const int64_t rank = places.first - above;
+  Found<Key> found = find_largest(each_keys, parts, visited, bracket.low, bracket.high, rank);
   if (!places.quantile) return {found.key, deal_ties(found.rank, found.equal)};
   Key lower = found.key;
   if (places.last > places.first && found.rank == std::accumulate(found.equal.begin(), found.equal.end(), int64_t{0})) {
@@ -306,13 +318,34 @@ struct Cut {
   int64_t above = 0, inside = 0, valid = 0;
   std::vector<Key> keys;  // in the bracket
   std::vector<int64_t> flat;
+
+  void clear() {
+    above = inside = valid = 0;
+    keys.clear();
+    flat.clear();
+  }
+};
+
+template <class Key>
+struct ScopeBuffers {
+  std::vector<Key> sample;
+  std::vector<Cut<Key>> cuts;
+
+  bool worth_keeping() const {
+    std::size_t capacity = sample.capacity();
+    for (const Cut<Key>& cut : cuts) capacity += cut.keys.capacity() + cut.flat.capacity();
+    return capacity <= std::size_t{1} << 20;
+  }
 };
 
 template <class Score>
 void select_in_scope(const Scope<Score>& scope, const TokenBudget& budget, bool* keep) {
   using Key = KeyOf<Score>;
-  Bracket<Key> bracket = bracket_of(scope, budget);
-  std::vector<Cut<Key>> cuts(scope.parts());
+  const Workspace<ScopeBuffers<Key>> buffers(true);
+  Bracket<Key> bracket = bracket_of(scope, budget, buffers->sample);
+  std::vector<Cut<Key>>& cuts = buffers->cuts;
+  cuts.resize(std::max<std::size_t>(cuts.size(), scope.parts()));
+  for (Cut<Key>& cut : cuts) cut.clear();
   scope([&](int64_t part, const Key* keys, int64_t count, const auto& flat) {
     int32_t inside[kPiece];
     int64_t counts[2] = {};
@@ -322,10 +355,11 @@ void select_in_scope(const Scope<Score>& scope, const TokenBudget& budget, bool*
     cut.valid += counts[1];
     cut.inside += found;
     if (!bracket.collect) return;
-    for (int64_t i = 0; i < found; ++i) {
-      cut.keys.push_back(keys[inside[i]]);
-      cut.flat.push_back(flat(inside[i]));
-    }
+    const std::size_t before = cut.keys.size();
+    cut.keys.resize(before + found);
+    cut.flat.resize(before + found);
+    for (int64_t i = 0; i < found; ++i) cut.keys[before + i] = keys[inside[i]];
+    for (int64_t i = 0; i < found; ++i) cut.flat[before + i] = flat(inside[i]);
   });
   int64_t above = 0, inside = 0, valid = 0;
   for (const Cut<Key>& cut : cuts) above += cut.above, inside += cut.inside, valid += cut.valid;
@@ -334,7 +368,6 @@ void select_in_scope(const Scope<Score>& scope, const TokenBudget& budget, bool*
     bracket = {1, ~Key{0}, false};
     above = 0;
   }
-  const int digit_bits = std::clamp(static_cast<int>(std::bit_width(static_cast<uint64_t>(inside))) - 2, 6, 11);
   const auto collected = [&](const auto& visit) {
     parallel_for(scope.parts(), scope.parallel() && inside >= 32768, [&](int64_t part) {
       const Cut<Key>& cut = cuts[part];
@@ -343,8 +376,8 @@ void select_in_scope(const Scope<Score>& scope, const TokenBudget& budget, bool*
   };
   Threshold<Key> threshold{~Key{0}, std::vector<int64_t>(scope.parts())};
   if (places.first > 0)
-    threshold = bracket.collect ? threshold_of(collected, scope.parts(), bracket, above, places, digit_bits)
-                                : threshold_of(scope, scope.parts(), bracket, above, places, digit_bits);
+    threshold = bracket.collect ? threshold_of(collected, scope.parts(), inside, bracket, above, places)
+                                : threshold_of(scope, scope.parts(), scope.tokens(), bracket, above, places);
   if (bracket.collect && threshold.key >= bracket.low && threshold.key <= bracket.high)
     keep_above(collected, threshold.key, std::move(threshold.ties), keep);
   else
