@@ -46,7 +46,7 @@ RATIO = LinearSchedule(0.3, 0.6)  # D3S, of the tokens of these
 HIGH_ENTROPY = 0.2  # of all tokens
 UPDATES = 2  # with each step's rollouts
 CLIP = 0.2
-LEARNING_RATE = 3e-4
+LEARNING_RATE = 1e-3
 
 
 class Policy(nn.Module):
@@ -82,13 +82,20 @@ class Selection(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What came of one variant from one seed: one entry a step, and an evaluation at the end."""
+    """What came of one variant from one seed: one entry a step."""
 
     right: list[float]
     brevity: list[float]
     tokens: list[int]
     seconds: list[tuple[float, float, float]]  # generation, selection, update
-    final: tuple[float, float, float]  # right, brevity, tokens of a response
+
+
+class Results(NamedTuple):
+    """Of each seed: evaluations before and after, and curves."""
+
+    before: list[tuple[float, float, float]]  # right, brevity, tokens of a response
+    after: dict[str, list[tuple[float, float, float]]]
+    curves: dict[str, list[Curves]]
 
 
 def sums(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -206,26 +213,29 @@ def update(policy: Policy, optimizer: torch.optim.Optimizer, rollouts: Rollouts,
         optimizer.step()
 
 
-def train(policy: Policy, variant: str, steps: int, seed: int, learning_rate: float) -> Curves:
-    """Every variant sees the same prompts, and its sampler has the same seed."""
-    generator = torch.Generator().manual_seed(1000 + seed)
-    optimizer = torch.optim.Adam(policy.parameters(), learning_rate)
-    curves = Curves([], [], [], [], (0.0, 0.0, 0.0))
-    for step in range(steps):
-        prompts, answers = (x.repeat_interleave(GROUP_SIZE, 0) for x in sums(PROMPTS, generator))
+class Training:
+    """One variant from one seed: every variant sees the same prompts, and its sampler has the same seed."""
+
+    def __init__(self, policy: Policy, variant: str, steps: int, seed: int, learning_rate: float) -> None:
+        self.policy, self.select, self.steps, self.seed = policy, VARIANTS[variant], steps, seed
+        self.generator = torch.Generator().manual_seed(1000 + seed)
+        self.optimizer = torch.optim.Adam(policy.parameters(), learning_rate)
+        self.curves = Curves([], [], [], [])
+
+    def step(self) -> None:
+        prompts, answers = (x.repeat_interleave(GROUP_SIZE, 0) for x in sums(PROMPTS, self.generator))
         times = [time.perf_counter()]
-        rollouts = generate(policy, prompts, answers, generator)
+        rollouts = generate(self.policy, prompts, answers, self.generator)
         times.append(time.perf_counter())
-        selection = VARIANTS[variant](rollouts, step / steps)
+        selection = self.select(rollouts, len(self.curves.tokens) / self.steps)
         times.append(time.perf_counter())
-        update(policy, optimizer, rollouts, selection)
+        update(self.policy, self.optimizer, rollouts, selection)
         times.append(time.perf_counter())
         right, brevity = rollouts.rewards.mean(0).tolist()
-        curves.right.append(right)
-        curves.brevity.append(brevity)
-        curves.tokens.append(int(selection.keep.sum()))
-        curves.seconds.append((times[1] - times[0], times[2] - times[1], times[3] - times[2]))
-    return curves._replace(final=evaluate(policy, seed))
+        self.curves.right.append(right)
+        self.curves.brevity.append(brevity)
+        self.curves.tokens.append(int(selection.keep.sum()))
+        self.curves.seconds.append((times[1] - times[0], times[2] - times[1], times[3] - times[2]))
 
 
 def evaluate(policy: Policy, seed: int) -> tuple[float, float, float]:
@@ -236,20 +246,21 @@ def evaluate(policy: Policy, seed: int) -> tuple[float, float, float]:
     return right, brevity, rollouts.mask.sum(1).float().mean().item()
 
 
-def compare(
-    steps: int, seeds: int, warm_up_steps: int, learning_rate: float
-) -> tuple[list[tuple[float, float, float]], dict[str, list[Curves]]]:
-    """Evaluations after the warm-up, one a seed, and the curves of each variant, one a seed."""
-    before, results = [], {name: [] for name in VARIANTS}
+def compare(steps: int, seeds: int, warm_up_steps: int, learning_rate: float) -> Results:
+    """Variants take turns, step by step, so that what else the machine does slows all of them alike."""
+    results = Results([], {name: [] for name in VARIANTS}, {name: [] for name in VARIANTS})
     for seed in range(seeds):
         taught = warm_up(warm_up_steps, seed)
-        before.append(evaluate(taught, seed))
-        for name, curves in results.items():
-            curves.append(train(copy.deepcopy(taught), name, steps, seed, learning_rate))
-            right, brevity, length = curves[-1].final
-            line = f"seed {seed}, {name}: right {right:.3f}, brevity {brevity:.3f}, {length:.2f} tokens"
-            print(line, file=sys.stderr, flush=True)
-    return before, results
+        results.before.append(evaluate(taught, seed))
+        trainings = {name: Training(copy.deepcopy(taught), name, steps, seed, learning_rate) for name in VARIANTS}
+        for _ in range(steps):
+            for training in trainings.values():
+                training.step()
+        for name, training in trainings.items():
+            results.after[name].append(evaluate(training.policy, seed))
+            results.curves[name].append(training.curves)
+        print(f"seed {seed} done", file=sys.stderr, flush=True)
+    return results
 
 
 def spread(values: Sequence[float]) -> str:
@@ -257,35 +268,33 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f} ± {deviation:.3f}"
 
 
-def print_table(before: list[tuple[float, float, float]], results: dict[str, list[Curves]]) -> None:
-    steps = len(next(iter(results.values()))[0].right)
-    print(f"\n{len(before)} seeds, {steps} steps of {PROMPTS} x {GROUP_SIZE} rollouts")
-    print(f"{'':20}{'':>15}{'':>15}{'tokens of':>11}{'trained on':>12}   {'ms a step, medians':>34}")
-    print(
-        f"{'':20}{'right':>15}{'brevity':>15}{'a response':>11}{'tokens':>12}   "
-        f"{'generation':>12}{'selection':>11}{'update':>9}{'all':>8}"
-    )
-    print(f"{'after the warm-up':20}" + f"{spread([e[0] for e in before]):>15}{spread([e[1] for e in before]):>15}"
-          f"{statistics.fmean(e[2] for e in before):11.2f}")  # fmt: skip
-    for name, curves in results.items():
-        final = list(zip(*(c.final for c in curves), strict=True))
-        tokens = statistics.fmean(sum(c.tokens) for c in curves)
-        all_steps = [seconds for c in curves for seconds in c.seconds]
-        parts = [1000 * statistics.median(part) for part in zip(*all_steps, strict=True)]
-        whole = 1000 * statistics.median(map(sum, all_steps))
-        print(
-            f"{name:20}{spread(final[0]):>15}{spread(final[1]):>15}{statistics.fmean(final[2]):11.2f}{tokens:12,.0f}   "
-            f"{parts[0]:12.1f}{parts[1]:11.2f}{parts[2]:9.1f}{whole:8.1f}"
-        )
+def print_table(results: Results) -> None:
+    steps = len(results.curves["GRPO"][0].tokens)
+    print(f"\n{len(results.before)} seeds, {steps} steps of {PROMPTS} x {GROUP_SIZE} rollouts")
+    print(f"{'':52}{'tokens of':>11}{'tokens':>12}{'ms a step, medians':>40}")
+    columns = f"{'a response':>11}{'trained on':>12}{'generation':>12}{'selection':>11}{'update':>9}{'all':>8}"
+    print(f"{'':22}{'right':>15}{'brevity':>15}{columns}")
+    for name, evaluations in {"after the warm-up": results.before, **results.after}.items():
+        right, brevity, lengths = zip(*evaluations, strict=True)
+        line = f"{name:22}{spread(right):>15}{spread(brevity):>15}{statistics.fmean(lengths):11.2f}"
+        if name in results.curves:
+            curves = results.curves[name]
+            every_step = [seconds for c in curves for seconds in c.seconds]
+            parts = [1000 * statistics.median(part) for part in zip(*every_step, strict=True)]
+            line += f"{statistics.fmean(sum(c.tokens) for c in curves):12,.0f}"
+            line += (
+                f"{parts[0]:12.1f}{parts[1]:11.2f}{parts[2]:9.1f}{1000 * statistics.median(map(sum, every_step)):8.1f}"
+            )
+        print(line)
 
 
-def draw(path: Path, results: dict[str, list[Curves]]) -> None:
+def draw(path: Path, results: Results) -> None:
     """Both rewards over steps, and over the tokens trained on."""
     from matplotlib.figure import Figure  # pyplot would change the caller's backend
 
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     right, brevity, tokens = figure.subplots(1, 3)
-    for name, curves in results.items():
+    for name, curves in results.curves.items():
         trained = torch.tensor([c.tokens for c in curves], dtype=torch.float64).cumsum(1).mean(0)
         steps = len(trained)
         width = min(9, steps)
@@ -309,9 +318,9 @@ def draw(path: Path, results: dict[str, list[Curves]]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="GRPO on all tokens, and on those of PODS, D3S and an entropy mask.")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for downsampling.png (default: here)")
-    parser.add_argument("--steps", type=int, default=120, help="of training (default 120)")
+    parser.add_argument("--steps", type=int, default=150, help="of training (default 150)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default 3)")
-    parser.add_argument("--warm-up", type=int, default=400, help="supervised steps before (default 400)")
+    parser.add_argument("--warm-up", type=int, default=200, help="supervised steps before (default 200)")
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help=f"(default {LEARNING_RATE})")
     arguments = parser.parse_args(argv)
     try:
@@ -321,8 +330,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(1)  # tensors this small gain nothing from more
 
-    before, results = compare(arguments.steps, arguments.seeds, arguments.warm_up, arguments.learning_rate)
-    print_table(before, results)
+    results = compare(arguments.steps, arguments.seeds, arguments.warm_up, arguments.learning_rate)
+    print_table(results)
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "downsampling.png"
     draw(path, results)
