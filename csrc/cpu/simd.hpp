@@ -52,8 +52,8 @@ struct SimdTable {
                         uint32_t* keys);
   void (*score_keys_64)(const double* advantage, const double* entropy, const uint8_t* valid, int64_t count,
                         uint64_t* keys);
-  /// above[i] = keys[i] > high; writes the ascending i with low <= keys[i] <= high to `inside` and returns their number.
-  /// counts[0] += keys above, counts[1] += keys that are not 0. Takes up to kCutKeys keys.
+  /// above[i] = keys[i] > high; writes the ascending i with low <= keys[i] <= high to `inside` and returns their
+  /// number. counts[0] += keys above, counts[1] += keys that are not 0. Takes up to kCutKeys keys.
   int64_t (*cut_keys_32)(const uint32_t* keys, int64_t count, uint32_t low, uint32_t high, uint8_t* above,
                          int32_t* inside, int64_t* counts);
   int64_t (*cut_keys_64)(const uint64_t* keys, int64_t count, uint64_t low, uint64_t high, uint8_t* above,

@@ -21,8 +21,10 @@
 namespace morlfast {
 namespace {
 
-constexpr int64_t kPiece = kCutKeys;  // tokens whose keys are in the cache at a time
-constexpr int64_t kParts = 64;        // runs of pieces that threads share out
+constexpr int64_t kPiece = kCutKeys;      // tokens whose keys are in the cache at a time
+constexpr int64_t kParts = 64;            // runs of pieces that threads share out
+constexpr int64_t kSampledTokens = 4096;  // a scope of fewer is collected whole
+constexpr int64_t kKeptTokens = 1 << 16;  // keys that fit the second-level cache
 
 // Keys are unsigned with the order of the scores; 0 is left for tokens that are not valid (SimdTable::score_keys).
 template <class Score>
@@ -86,22 +88,28 @@ class Scope {
   template <class Visit>
   void operator()(const Visit& visit) const {
     parallel_for(parts(), parallel_, [&](int64_t part) {
-      Key keys[kPiece];
-      Score advantage[kPiece], entropy[kPiece];
-      uint8_t valid[kPiece];
+      Key read[kPiece];
       for (int64_t p = pieces() * part / parts(); p < pieces() * (part + 1) / parts(); ++p) {
         const int64_t row = groups_.row(groups_.begin(group_) + p / pieces_a_row_);
         const int64_t column = p % pieces_a_row_ * kPiece;
         const int64_t count = std::min(kPiece, tokens_.columns - column);
-        const uint8_t* own = read_mask(tokens_.mask, row, column, count, valid);
-        if (simd().count_flags(own, count) == 0)
-          std::fill_n(keys, count, Key{0});
-        else
-          score_keys(read_row(tokens_.advantages, row, column, count, advantage),
-                     read_row(tokens_.entropies, row, column, count, entropy), own, count, keys);
+        const Key* keys = kept_ ? kept_ + p / pieces_a_row_ * tokens_.columns + column : read;
+        if (!kept_) read_keys(row, column, count, read);
         visit(part, keys, count, [flat = row * tokens_.columns + column](int64_t j) { return flat + j; });
       }
     });
+  }
+
+  /// From now on keys are read from `keys`, if that fits the second-level cache.
+  void keep_keys(std::vector<Key>& keys) {
+    if (parallel_ || tokens() > kKeptTokens) return;
+    keys.resize(tokens());
+    int64_t done = 0;
+    (*this)([&](int64_t, const Key* own, int64_t count, const auto&) {
+      std::copy_n(own, count, &keys[done]);
+      done += count;
+    });
+    kept_ = keys.data();
   }
 
   /// The valid keys among `draws` tokens, one somewhere in each of as many equal stretches.
@@ -118,13 +126,17 @@ class Scope {
         random += 0x9e3779b97f4a7c15u;  // 2^64 / golden ratio: spread evenly, and the same in every call
         const double at = static_cast<double>(first + i) + static_cast<double>(random >> 11) * 0x1p-53;
         const int64_t token = std::min(static_cast<int64_t>(at * stretch), tokens() - 1);
+        if (kept_) {
+          keys[i] = kept_[token];
+          continue;
+        }
         const int64_t row = groups_.row(groups_.begin(group_) + token / tokens_.columns);
         const int64_t column = token % tokens_.columns;
         advantage[i] = *read_row(tokens_.advantages, row, column, 1, &advantage[i]);
         entropy[i] = *read_row(tokens_.entropies, row, column, 1, &entropy[i]);
         valid[i] = *read_mask(tokens_.mask, row, column, 1, &valid[i]);
       }
-      score_keys(advantage, entropy, valid, count, keys);
+      if (!kept_) score_keys(advantage, entropy, valid, count, keys);
       std::copy_if(keys, keys + count, std::back_inserter(sampled), [](Key key) { return key != 0; });
     }
   }
@@ -132,10 +144,22 @@ class Scope {
  private:
   int64_t pieces() const { return (groups_.end(group_) - groups_.begin(group_)) * pieces_a_row_; }
 
+  void read_keys(int64_t row, int64_t column, int64_t count, Key* keys) const {
+    Score advantage[kPiece], entropy[kPiece];
+    uint8_t valid[kPiece];
+    const uint8_t* own = read_mask(tokens_.mask, row, column, count, valid);
+    if (simd().count_flags(own, count) == 0)
+      std::fill_n(keys, count, Key{0});
+    else
+      score_keys(read_row(tokens_.advantages, row, column, count, advantage),
+                 read_row(tokens_.entropies, row, column, count, entropy), own, count, keys);
+  }
+
   const Tokens& tokens_;
   const Groups& groups_;
   int64_t group_, pieces_a_row_;
   bool parallel_;
+  const Key* kept_ = nullptr;
 };
 
 template <class Key>
@@ -251,8 +275,6 @@ struct Bracket {
   bool collect = true;  // its keys are few
 };
 
-constexpr int64_t kSampledTokens = 4096;  // fewer are all collected
-
 /// Where the threshold lies, all but surely.
 template <class Score>
 Bracket<KeyOf<Score>> bracket_of(const Scope<Score>& scope, const TokenBudget& budget,
@@ -328,20 +350,21 @@ struct Cut {
 
 template <class Key>
 struct ScopeBuffers {
-  std::vector<Key> sample;
+  std::vector<Key> keys, sample;
   std::vector<Cut<Key>> cuts;
 
   bool worth_keeping() const {
-    std::size_t capacity = sample.capacity();
+    std::size_t capacity = keys.capacity() + sample.capacity();
     for (const Cut<Key>& cut : cuts) capacity += cut.keys.capacity() + cut.flat.capacity();
     return capacity <= std::size_t{1} << 20;
   }
 };
 
 template <class Score>
-void select_in_scope(const Scope<Score>& scope, const TokenBudget& budget, bool* keep) {
+void select_in_scope(Scope<Score> scope, const TokenBudget& budget, bool* keep) {
   using Key = KeyOf<Score>;
   const Workspace<ScopeBuffers<Key>> buffers(true);
+  if (scope.tokens() >= kSampledTokens) scope.keep_keys(buffers->keys);
   Bracket<Key> bracket = bracket_of(scope, budget, buffers->sample);
   std::vector<Cut<Key>>& cuts = buffers->cuts;
   cuts.resize(std::max<std::size_t>(cuts.size(), scope.parts()));
