@@ -4,8 +4,10 @@ vocabulary on several ranks."""
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -479,6 +481,27 @@ def test_no_logits_of_all_rows_are_ever_held(dtype: torch.dtype) -> None:
         (found.log_probs.sum() + found.entropies.sum()).backward()
     assert max(made.elements) <= max(most * size, size * width)
     assert made.elements.count(most * size) >= rows // most
+
+
+def most_memory(call: Any) -> int:
+    """MiB by which this process grows at most."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+    def of(field: str) -> int:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+        return int(line.split()[1]) // 1024
+
+    before = of("VmRSS")
+    call()
+    return of("VmHWM") - before
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak of resident memory")
+def test_the_process_grows_by_chunks_and_not_by_all_logits() -> None:
+    """Were each chunk's logits freed, small results would break up the heap: it would grow by 125 MiB."""
+    hidden, weight, tokens = normal(1024, 8, dtype=F32), normal(32000, 8, dtype=F32), draws(1024, below=32000)
+    linear_token_logprobs(hidden[:8], weight, tokens[:8])
+    assert most_memory(lambda: linear_token_logprobs(hidden, weight, tokens, max_memory=2**24)) <= 24
 
 
 # Compiled.

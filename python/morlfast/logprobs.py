@@ -338,8 +338,10 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         rows = max(1, max_memory // max(1, 2 * vocabulary.size * hidden.element_size()))
         chunks = [slice(start, start + rows) for start in range(0, max(1, hidden.shape[0]), rows)]
         options = (temperature, vocabulary.first, partial, entropy, ignore_index)
+        logits = _room(hidden, weight, rows)
         each = [
-            _ops.token_logprobs(_logits(hidden[chunk], weight, bias), tokens[None, chunk], *options) for chunk in chunks
+            _ops.token_logprobs(_logits(hidden[chunk], weight, bias, logits), tokens[None, chunk], *options)
+            for chunk in chunks
         ]
         log_probs, entropies, log_sums = (
             torch.cat([x.flatten() for x in pieces]) for pieces in zip(*each, strict=True)
@@ -351,7 +353,7 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, tokens, log_sums, entropies)
         ctx.set_materialize_grads(False)
         ctx.options, ctx.entropy = (temperature, vocabulary.first, ignore_index), entropy
-        ctx.chunks, ctx.group = chunks, vocabulary.group if reduces else None
+        ctx.rows, ctx.chunks, ctx.group = rows, chunks, vocabulary.group if reduces else None
         return log_probs, entropies
 
     @staticmethod
@@ -362,38 +364,51 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         hidden, weight, bias, tokens, log_sums, entropies = ctx.saved_tensors
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        grad_hidden = torch.empty_like(hidden) if of_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if of_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=wide) if of_bias else None
-        for chunk in ctx.chunks:
-            one_a_row = [
-                None if x is None else x[None, chunk] if x.shape == tokens.shape else x
-                for x in (tokens, log_sums, entropies, of_log_probs, of_entropies)
-            ]
-            logits = _logits(hidden[chunk], weight, bias)
-            grad = _ops.token_logprobs_gradient(logits, *one_a_row, *ctx.options)[0]
-            del logits
-            if grad_hidden is not None:
-                grad_hidden[chunk] = grad @ weight
-            if grad_weight is not None:
-                # What is ignored has a gradient of 0, and 0 times NaN must be 0.
-                states = hidden[chunk].masked_fill((tokens[chunk] == ctx.options[2])[:, None], 0)
-                if wide == weight.dtype:
-                    grad_weight.addmm_(grad.t(), states)
-                else:
-                    grad_weight += grad.t() @ states
-            if grad_bias is not None:
-                grad_bias += grad.sum(0, dtype=wide)
-            del grad
-        if grad_hidden is not None and ctx.group is not None:
-            dist.all_reduce(grad_hidden, group=ctx.group)
-        grads = [x if x is None else x.to(weight.dtype) for x in (grad_hidden, grad_weight, grad_bias)]
+        with torch.no_grad():  # create_graph=True would record it
+            logits = _room(hidden, weight, ctx.rows)
+            grad_hidden = torch.empty_like(hidden) if of_hidden else None
+            grad_weight = torch.zeros_like(weight, dtype=wide) if of_weight else None
+            grad_bias = torch.zeros_like(bias, dtype=wide) if of_bias else None
+            for chunk in ctx.chunks:
+                one_a_row = [
+                    x if x is None or x.shape != tokens.shape else x[None, chunk]
+                    for x in (tokens, log_sums, entropies, of_log_probs, of_entropies)
+                ]
+                own = _logits(hidden[chunk], weight, bias, logits)
+                grad = _ops.token_logprobs_gradient(own, *one_a_row, *ctx.options)[0]
+                if grad_hidden is not None:
+                    grad_hidden[chunk] = grad @ weight
+                if grad_weight is not None:
+                    # What is ignored has a gradient of 0, and 0 times NaN must be 0.
+                    states = hidden[chunk].masked_fill((tokens[chunk] == ctx.options[2])[:, None], 0)
+                    if wide == weight.dtype:
+                        grad_weight.addmm_(grad.t(), states)
+                    else:
+                        grad_weight += grad.t() @ states
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0, dtype=wide)
+                del grad
+            if grad_hidden is not None and ctx.group is not None:
+                dist.all_reduce(grad_hidden, group=ctx.group)
+            grads = [x if x is None else x.to(weight.dtype) for x in (grad_hidden, grad_weight, grad_bias)]
         return *_once_differentiable(grads, hidden, weight, bias, of_log_probs, of_entropies), *(None,) * 7
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(1, K, V) of (K, D)."""
-    return torch.nn.functional.linear(hidden, weight, bias)[None]
+def _room(hidden: Tensor, weight: Tensor, rows: int) -> Tensor:
+    """For the logits of one chunk after the other. Were each chunk's freed, the next one's small results would be put
+    into that block of the C library's heap, where the next chunk then no longer fits: the heap would grow by a chunk
+    each time."""
+    return hidden.new_empty(min(rows, hidden.shape[0]), weight.shape[0])
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    """(1, K, V) of (K, D), within `room`."""
+    out = room[: hidden.shape[0]]
+    if bias is None:
+        torch.mm(hidden, weight.t(), out=out)
+    else:
+        torch.addmm(bias, hidden, weight.t(), out=out)
+    return out[None]
 
 
 def _once_differentiable(grads: list[Tensor | None], *inputs: Tensor | None) -> list[Tensor | None]:
