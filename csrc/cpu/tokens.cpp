@@ -83,6 +83,7 @@ class Scope {
   int64_t tokens() const { return (groups_.end(group_) - groups_.begin(group_)) * tokens_.columns; }
   int64_t parts() const { return parallel_ ? std::min(pieces(), kParts) : 1; }
   bool parallel() const { return parallel_; }
+  bool kept() const { return kept_; }
 
   /// visit(part, keys, their number, flat) for every piece, flat(j) = row * columns + column of key j.
   template <class Visit>
@@ -281,9 +282,10 @@ Bracket<KeyOf<Score>> bracket_of(const Scope<Score>& scope, const TokenBudget& b
                                  std::vector<KeyOf<Score>>& sample) {
   using Key = KeyOf<Score>;
   if (scope.tokens() < kSampledTokens) return {};
-  // What is drawn and what is collected then, tokens / sqrt(draws), cost about the same.
+  // What is drawn, from the cache or from memory, and what is collected then, tokens / sqrt(draws), cost about the
+  // same.
   const double side = std::cbrt(static_cast<double>(scope.tokens()));
-  const auto draws = static_cast<int64_t>(side * side / 2);
+  const auto draws = static_cast<int64_t>(side * side * (scope.kept() ? 1.0 : 0.25));
   scope.sample(draws, sample);
   const auto drawn = static_cast<double>(sample.size());
   const auto valid = static_cast<int64_t>(drawn / static_cast<double>(draws) * static_cast<double>(scope.tokens()));
