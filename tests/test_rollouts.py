@@ -12,7 +12,7 @@ import morlfast
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from references import rollouts as reference
 from scipy import stats
@@ -87,6 +87,8 @@ def test_the_variance_is_that_of_the_best_subset(rewards, k):
     assert exact_variance(rewards, got) == reference.largest_variance(scored, len(got))
 
 
+@example([0.0, 0.0, -5e-324], 2)
+@example([-1.7e308, 1.7e308, 0.0, 1.0], 3)
 @given(st.lists(ODD, min_size=1, max_size=8), st.integers(0, 8))
 def test_the_variance_of_any_doubles_is_that_of_the_best_subset_up_to_rounding(rewards, k):
     scored = [x for x in rewards if not math.isnan(x)]

@@ -10,7 +10,7 @@ from morlfast import _C
 
 PROGRAM = """
 import hashlib, torch, morlfast
-from morlfast import group_advantages, hypervolume, non_dominated_sort, select_tokens
+from morlfast import group_advantages, hypervolume, non_dominated_sort, select_rollouts, select_tokens, token_logprobs
 
 generator = torch.Generator().manual_seed(0)
 def rand(*shape, dtype=torch.float64):
@@ -21,6 +21,13 @@ rewards = rand(999, 7, dtype=torch.float32)
 rewards[::5, 2] = torch.nan
 advantages, entropies = rand(40, 3000).float() - 0.5, (rand(40, 3000) * 64).round().float()
 mask = rand(40, 3000) < 0.7
+logits, tokens = (rand(3, 5, 5000) - 0.5) * 40, torch.arange(15).view(3, 5)
+logits.requires_grad_()
+
+def gradient(dtype):
+    found = token_logprobs(logits.to(dtype), tokens, temperature=0.8)
+    return torch.autograd.grad((found.log_probs + found.entropies).sum(), logits)[0]
+
 results = [
     non_dominated_sort(points, maximize=False),  # bitsets
     non_dominated_sort(points[:, :700], maximize=True),  # pairs
@@ -28,7 +35,11 @@ results = [
     *(group_advantages(rewards, 9, method="gdpo", scale=scale) for scale in ("group", "batch", "none")),
     select_tokens(advantages, entropies, mask, 0.3),
     select_tokens(advantages.double(), entropies, mask, 0.3, scope="sequence"),
+    select_tokens(advantages, entropies, mask, 0.3, threshold="quantile"),
+    select_rollouts(advantages[0], 100, scope="batch").mask,
 ]
+for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    results += [*token_logprobs(logits.detach().to(dtype), tokens, temperature=0.8), gradient(dtype)]
 digest = hashlib.sha256()
 for result in results:
     digest.update(result.numpy().tobytes())

@@ -73,16 +73,17 @@ int64_t top_of_largest_variance(GroupBuffers& buffers, int64_t kk) {
   const auto n = static_cast<int64_t>(scored.size());
   constexpr double kLargest = std::numeric_limits<double>::max();
   const auto finite = [&](const Scored& one) { return std::clamp(reward_of(one.key), -kLargest, kLargest); };
-  // Halves: the sum and the range of two doubles may be no double.
-  const double least = finite(scored[0]), largest = finite(scored[n - 1]), middle = least / 2 + largest / 2;
-  const double range = largest / 2 - least / 2;
+  // Halves where the range of two doubles may be no double; elsewhere they might lose a subnormal.
+  const double part = std::max(std::abs(finite(scored[0])), std::abs(finite(scored[n - 1]))) > kLargest / 4 ? 0.5 : 1;
+  const double least = part * finite(scored[0]), largest = part * finite(scored[n - 1]), range = largest - least;
+  const double middle = least + range / 2;
   const double scale = range > 0 ? std::ldexp(1.0, -std::clamp(std::ilogb(range), -1000, 1000)) : 1;
   // [i] = sum and sum of squares of the i lowest, and of the i highest
   const auto add_up = [&](std::vector<std::array<double, 2>>& sums, const auto& at) {
     sums.resize(kk + 1);
     sums[0] = {0, 0};
     for (int64_t i = 0; i < kk; ++i) {
-      const double x = (finite(scored[at(i)]) - middle) * scale;
+      const double x = (part * finite(scored[at(i)]) - middle) * scale;
       sums[i + 1] = {sums[i][0] + x, sums[i][1] + x * x};
     }
   };
