@@ -161,13 +161,39 @@ def test_ranks_select_the_rollouts_that_one_rank_selects(ranks, case):
             assert answer.indices.tolist() == kept
 
 
+def draw(rewards: torch.Tensor, k: int, seed: int, options: dict[str, Any]) -> morlfast.RolloutSelection:
+    generator = torch.Generator().manual_seed(seed)
+    return morlfast.select_rollouts(rewards, k, generator=generator, process_group=dist.group.WORLD, **options)
+
+
 @pytest.mark.parametrize("method", ["random", "stratified"])
-def test_ranks_draw_one_selection(ranks, method):
-    arguments = [(normal(N)[rows], 2, {"group_ids": LABELS[rows], "method": method}) for rows in rows_of_ranks(ranks)]
-    mask = torch.cat([answer.mask for answer in ranks.run(rollouts, arguments)])
-    for label in set(LABELS):
-        members = torch.tensor([own == label for own in LABELS])
-        assert int(mask[members].sum()) == min(2, int(members.sum()))
+def test_ranks_draw_what_one_rank_draws(ranks, method):
+    want = morlfast.select_rollouts(
+        normal(N), 2, group_ids=LABELS, method=method, generator=torch.Generator().manual_seed(3)
+    )
+    arguments = [
+        (normal(N)[rows], 2, 3 + rank, {"group_ids": LABELS[rows], "method": method})
+        for rank, rows in enumerate(rows_of_ranks(ranks))
+    ]
+    assert torch.equal(torch.cat([answer.mask for answer in ranks.run(draw, arguments)]), want.mask)
+
+
+def with_variance(rewards: torch.Tensor, options: dict[str, Any]) -> morlfast.RolloutSelection:
+    return morlfast.filter_zero_variance(rewards, process_group=dist.group.WORLD, **options)
+
+
+@pytest.mark.parametrize("shape", [(N,), (N, 2)])
+@pytest.mark.parametrize("options", [{"group_ids": LABELS}, {"group_size": 3}], ids=lambda options: next(iter(options)))
+def test_groups_have_variance_over_ranks(ranks, shape, options):
+    rewards = (eighths(*shape) > 1).float()
+    rewards[:3] = 0.25  # a constant group of three
+    want = morlfast.filter_zero_variance(rewards, **options)
+    assert 0 < len(want.indices) < N
+    arguments = [
+        (rewards[rows], {name: own if name == "group_size" else own[rows] for name, own in options.items()})
+        for rows in rows_of_ranks(ranks)
+    ]
+    assert torch.equal(torch.cat([answer.mask for answer in ranks.run(with_variance, arguments)]), want.mask)
 
 
 # ---- arguments ----

@@ -264,7 +264,7 @@ def test_a_budget_beyond_the_batch_selects_all_but_beyond_a_group_size_is_an_err
     assert constant(100, 1.0).select_rollouts(a).indices.tolist() == list(range(6))
     ragged = constant(4, 1.0, rollout_scope="group").select_rollouts(a, offsets=torch.tensor([0, 1, 6]))
     assert ragged.mask.sum() == 5
-    with pytest.raises(ValueError, match="k: expected at most group_size 3, got 4"):
+    with pytest.raises(ValueError, match="schedule: expected at most group_size = 3 rollouts of a group, got 4"):
         constant(4, 1.0, rollout_scope="group").select_rollouts(a, group_size=3)
     assert constant(3, 1.0).select_rollouts(torch.zeros(0)).indices.shape == (0,)
 
@@ -625,3 +625,28 @@ def test_arguments_of_t_ppo_must_fit():
         t_ppo_tokens(torch.ones(3), finished)
     with pytest.raises(ValueError, match="device"):
         t_ppo_tokens(mask, finished.to("meta"))
+
+
+def test_lists_are_doubles_as_in_select_rollouts():
+    d3s = D3S(D3SSchedule(2, 1.0))
+    for values in ([0.1, 0.1 + 1e-12, 0.1 - 1e-12], torch.tensor([2**24 + 1, 2**24, 2**24 + 2])):
+        assert torch.equal(d3s.select_rollouts(values).mask, select_rollouts(values, 2, scope="batch").mask)
+
+
+def test_equal_advantages_of_tokens_are_equal_advantages_of_rollouts():
+    lengths = torch.tensor([1, 3, 2, 3])
+    mask = torch.arange(3) < lengths[:, None]
+    advantages = torch.full((4, 3), 0.1, dtype=F64).masked_fill(~mask, torch.inf)
+    assert D3S(D3SSchedule(3, 1.0)).select_rollouts(advantages, mask=mask).indices.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("state", [None, 3, [1]])
+def test_a_state_is_a_mapping(state):
+    with pytest.raises(TypeError, match="state: expected what state_dict returns"):
+        D3S(D3SSchedule(3, 1.0)).load_state_dict(state)
+
+
+def test_a_state_of_other_types_is_refused_by_name():
+    d3s = D3S(D3SSchedule(3, 1.0))
+    with pytest.raises(ValueError, match="rollouts: expected that of this D3S"):
+        d3s.load_state_dict({**d3s.state_dict(), "rollouts": 5})

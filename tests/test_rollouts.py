@@ -888,3 +888,15 @@ def test_singleton_is_known(singleton):
 def test_other_devices_must_match(function, name):
     with pytest.raises(ValueError, match="device"):
         function(REWARDS, **{name: torch.arange(6).to("meta")})
+
+
+@pytest.mark.parametrize("k", [2**63, -(2**64)])
+def test_k_has_64_bits(k):
+    with pytest.raises(ValueError, match="k: expected an int of 64 bits"):
+        select(REWARDS, k, scope="batch")
+
+
+@pytest.mark.parametrize("generator", [3, "cpu", torch])
+def test_generators_are_those_of_torch(generator):
+    with pytest.raises(TypeError, match=r"generator: expected a torch\.Generator"):
+        morlfast.select_rollouts(REWARDS, 1, group_size=3, method="random", generator=generator)

@@ -19,7 +19,7 @@ namespace {
 /// A scored rollout. Keys are unsigned with the order of the rewards, -0.0 as 0.0.
 struct Scored {
   uint64_t key;
-  uint32_t row;
+  int64_t row;
 
   bool operator<(const Scored& other) const { return key != other.key ? key < other.key : row < other.row; }
 };
@@ -52,15 +52,15 @@ void GroupBuffers::sort() {
   }
   // Radix sort from the lowest digit on. Digits in which all agree are passed over: most are, of rewards that are
   // integers or were narrow.
-  std::vector<std::array<uint32_t, kBuckets>> counts(kDigits);
+  std::vector<std::array<int64_t, kBuckets>> counts(kDigits);
   for (const Scored& one : scored)
     for (int d = 0; d < kDigits; ++d) ++counts[d][one.key >> (d * kDigitBits) & (kBuckets - 1)];
   other.resize(scored.size());
   for (int d = 0; d < kDigits; ++d) {
     const auto digit = [d](const Scored& one) { return one.key >> (d * kDigitBits) & (kBuckets - 1); };
-    if (counts[d][digit(scored[0])] == scored.size()) continue;
-    uint32_t start = 0;
-    for (uint32_t& count : counts[d]) start += std::exchange(count, start);
+    if (counts[d][digit(scored[0])] == static_cast<int64_t>(scored.size())) continue;
+    int64_t start = 0;
+    for (int64_t& count : counts[d]) start += std::exchange(count, start);
     for (const Scored& one : scored) other[counts[d][digit(one)]++] = one;
     scored.swap(other);
   }
@@ -142,7 +142,7 @@ void select_in_groups(const Score* rewards, int64_t k, Selection selection, cons
     for (int64_t place = groups.begin(group); place < groups.end(group); ++place) {
       const int64_t row = groups.row(place);
       const auto reward = static_cast<double>(rewards[row]);
-      if (reward == reward) scored.push_back({key_of(reward), static_cast<uint32_t>(row)});
+      if (reward == reward) scored.push_back({key_of(reward), row});
     }
     const int64_t kk = std::min(k, static_cast<int64_t>(scored.size()));
     if (kk == 0) return;

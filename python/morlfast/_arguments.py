@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -244,11 +244,19 @@ def as_bool(value: Any, name: str) -> bool:
 
 
 def as_integer(value: Any, name: str) -> int:
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+    if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an int, got {value!r}")
-    return int(value)
+    number = int(value)
+    if not -(2**63) <= number < 2**63:  # what an operator can be given
+        raise ValueError(f"{name}: expected an int of 64 bits, got {number}")
+    return number
+
+
+def check_choice(value: Any, name: str, allowed: Collection[str]) -> None:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
 def as_floating(values: Any, name: str) -> Tensor:

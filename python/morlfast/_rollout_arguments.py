@@ -24,6 +24,16 @@ _READ = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.in
 _READ |= {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
 
+def as_rewards(values: Any, name: str = "rewards") -> Tensor:
+    """Floating point as it is; Python's numbers and integers in float64, where those that rewards have are exact."""
+    tensor = values if isinstance(values, Tensor) else as_tensor(values, name)
+    if tensor.dtype.is_complex:
+        raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
+    if not isinstance(values, Tensor) and not hasattr(values, "dtype"):
+        tensor = as_tensor(values, name, dtype=torch.float64)
+    return tensor.detach() if tensor.is_floating_point() else tensor.to(torch.float64)
+
+
 def as_groups(
     group_size: Any, group_ids: Any, offsets: Any, rewards: Tensor
 ) -> tuple[int, Tensor | None, Tensor | None]:

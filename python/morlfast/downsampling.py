@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from morlfast._arguments import as_bool, as_floating, as_integer, as_number, as_tensor, same_device
+from morlfast._arguments import as_bool, as_floating, as_integer, as_number, as_tensor, check_choice, same_device
 from morlfast._groups import as_mask, as_tokens
+from morlfast._rollout_arguments import as_rewards
 from morlfast.rollouts import Method, RolloutSelection, select_rollouts
 from morlfast.tokens import Scope, select_tokens
 
@@ -202,7 +203,7 @@ class D3S:
             ("threshold", threshold, ("exact", "quantile")),
             ("zero_advantages", zero_advantages, ("keep", "drop")),
         ):
-            _check_choice(name, value, allowed)
+            check_choice(value, name, allowed)
         at_least = as_integer(at_least, "at_least")
         if at_least < 0 or (at_least > 0 and threshold == "quantile"):
             expected = "0 with a quantile" if threshold == "quantile" else "an int >= 0"
@@ -269,12 +270,16 @@ class D3S:
             rollouts, of the batch or of ragged groups, selects all.
         """
         budget = self.budget(progress)
-        a = self._countable(_of_rollouts(as_floating(advantages, "advantages").detach(), mask))
+        a = self._countable(_of_rollouts(as_rewards(advantages, "advantages"), mask))
         if budget.rollouts is None:
             return select_rollouts(a, a.shape[0], scope="batch")
         groups: dict[str, Any] = {"scope": self.rollout_scope}
         if self.rollout_scope == "group":
             groups |= {"group_size": group_size, "group_ids": group_ids, "offsets": offsets}
+            if group_size is not None and budget.rollouts > group_size:
+                raise ValueError(
+                    f"schedule: expected at most group_size = {group_size} rollouts of a group, got {budget.rollouts}"
+                )
         return select_rollouts(a, budget.rollouts, **groups, process_group=process_group)
 
     def select_tokens(
@@ -303,7 +308,7 @@ class D3S:
             bool (N, T).
         """
         budget = self.budget(progress)
-        a = self._countable(as_floating(advantages, "advantages").detach())
+        a = self._countable(as_rewards(advantages, "advantages"))
         if rollouts is not None:
             selected = _as_selected(rollouts, a)
             # A token without a score is not valid: the mask need not be written anew.
@@ -370,10 +375,12 @@ class D3S:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over the steps of a state whose configuration is this one's; ValueError names what differs."""
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected what state_dict returns, got {state!r:.80}")
         for name, own in self.state_dict().items():
             if name not in state:
                 raise ValueError(f"{name}: expected in the state, got none")
-            came = list(state[name]) if isinstance(own, list) and state[name] is not None else state[name]
+            came = list(state[name]) if isinstance(state[name], tuple) else state[name]
             if name != "steps" and came != own:
                 raise ValueError(f"{name}: expected that of this D3S, {own!r}, got {came!r}")
         steps = as_integer(state["steps"], "steps")
@@ -420,7 +427,7 @@ class PODS:
         k = as_integer(self.k, "k")
         if k < 0:
             raise ValueError(f"k: expected an int >= 0, got {k}")
-        _check_choice("method", self.method, get_args(Method))
+        check_choice(self.method, "method", get_args(Method))
         as_bool(self.renormalize, "renormalize")
 
     def select(
@@ -520,7 +527,7 @@ def _denominator(
     keep: Tensor, mask: Tensor, loss_denominator: LossDenominator, process_group: ProcessGroup | None
 ) -> Tensor:
     """Of bools of one shape."""
-    _check_choice("loss_denominator", loss_denominator, get_args(LossDenominator))
+    check_choice(loss_denominator, "loss_denominator", get_args(LossDenominator))
     count = (mask if loss_denominator == "all" else mask & keep).sum()
     ranks = 1
     if process_group is not None:
@@ -577,11 +584,6 @@ def t_ppo_tokens(mask: Any, finished: Any, *, selected: Any = None, prompt_mask:
     return TPPOTokens(policy, generated & over[:, None])
 
 
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-
-
 def _of_rollouts(advantages: Tensor, mask: Any) -> Tensor:
     """(N,), NaN for rollouts without a token; the means over the tokens of (N, T)."""
     if advantages.dim() not in (1, 2):
@@ -592,7 +594,12 @@ def _of_rollouts(advantages: Tensor, mask: Any) -> Tensor:
         return advantages
     if advantages.dim() == 2:
         on = as_mask(mask, advantages, "advantages")
-        return torch.where(on, advantages.to(torch.float64), 0.0).sum(1) / on.sum(1)
+        if advantages.shape[1] == 0:
+            return advantages.new_full(advantages.shape[:1], math.nan)
+        # About the first of the row's tokens, so that the mean of equal advantages is theirs.
+        wide = advantages.to(torch.float64)
+        pivot = wide.gather(1, on.to(torch.uint8).argmax(1, keepdim=True))
+        return pivot[:, 0] + torch.where(on, wide - pivot, 0.0).sum(1) / on.sum(1)
     on = mask if isinstance(mask, Tensor) else as_tensor(mask, "mask", device=advantages.device)
     if on.dim() != 2 or on.shape[0] != advantages.shape[0]:
         raise ValueError(f"mask: expected shape ({advantages.shape[0]}, T), got {tuple(on.shape)}")

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from morlfast._arguments import as_float32_or_64, as_integer, as_integers, as_number, as_tensor, same_device
+from morlfast._arguments import (
+    as_float32_or_64,
+    as_integer,
+    as_integers,
+    as_number,
+    as_tensor,
+    check_choice,
+    same_device,
+)
 from morlfast._groups import as_mask, as_nonnegative, as_tokens, can_look
 from morlfast.downsampling import token_mean
 
@@ -55,7 +63,8 @@ def entropy_smoothing_penalty(
             authors' scripts; their configuration has 0.8 and 1.2.
         penalty: :math:`\alpha`; the scripts have 0.1 for ALFWorld and 0.05 for ScienceWorld.
         scope: ``"token"``: each token's own entropy decides; ``"sequence"``: the mean of the row's decides for the row.
-        sequence_mean: over the row's ``"valid"`` tokens, or over ``"all"`` T, as in the authors' code.
+        sequence_mean: over the row's ``"valid"`` tokens, or over ``"all"`` T, as in the authors' code, which then are
+            all read: a NaN outside the mask penalizes its row.
         least_step: rows of earlier steps get no penalty; the authors' code has half of the most steps (25).
         gate: ``"row"``: `least_step` is asked of each row. ``"batch"``: if any row has come so far, all rows count, as
             in the authors' code, where it depends on how micro-batches are cut.
@@ -93,13 +102,9 @@ def entropy_smoothing_penalty(
     if not low < high:
         raise ValueError(f"low, high: expected low < high, got {low!r} and {high!r}")
     least_step = as_integer(least_step, "least_step")
-    for name, value, allowed in (
-        ("scope", scope, ("token", "sequence")),
-        ("sequence_mean", sequence_mean, ("valid", "all")),
-        ("gate", gate, ("row", "batch")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    check_choice(scope, "scope", ("token", "sequence"))
+    check_choice(sequence_mean, "sequence_mean", ("valid", "all"))
+    check_choice(gate, "gate", ("row", "batch"))
     on = torch.ones_like(given, dtype=torch.bool) if mask is None else as_mask(mask, given, "entropies")
 
     h = given if given.dtype is torch.float64 else given.to(torch.float32)
@@ -179,7 +184,7 @@ class EntropyHistory:
         count = self.sums.shape[0]
         known = (rows >= 0) & (rows < count)
         if can_look(rows) and not bool(known.all()):
-            raise ValueError(f"steps: expected values from 0 to {count - 1}, got {rows.min()} to {rows.max()}")
+            raise ValueError(f"steps: expected values >= 0 and below {count}, got {rows.min()} to {rows.max()}")
         own = torch.stack([torch.where(on, h.to(torch.float64), 0.0).sum(1), on.sum(1).to(torch.float64)], 1)
         table = own.new_zeros(count + 1, 2)
         table.index_add_(0, torch.where(known, rows, count), own)
@@ -204,6 +209,8 @@ class EntropyHistory:
         """Takes over a state of the same number of steps, on this history's device."""
         loaded = EntropyHistory(self.sums.shape[0], device=self.sums.device)
         for name in ("sums", "epochs"):
+            if not isinstance(state, Mapping) or name not in state:
+                raise ValueError(f"{name}: expected in the state, got none")
             own = getattr(self, name)
             came = as_tensor(state[name], name, dtype=own.dtype, device=own.device)
             if came.shape != own.shape:

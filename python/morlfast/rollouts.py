@@ -6,12 +6,13 @@ import math
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from morlfast import _ops
-from morlfast._arguments import as_group_size, as_integer, as_tensor
+from morlfast._arguments import as_group_size, as_integer, check_choice
 from morlfast._groups import Groups, as_nonnegative
-from morlfast._rollout_arguments import as_groups, check_groups_of_ranks, label_columns
+from morlfast._rollout_arguments import as_groups, as_rewards, check_groups_of_ranks, label_columns
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -59,7 +60,8 @@ def select_rollouts(
         method: ``"max_variance"``; or, to compare with: the k largest (``"top"``) or smallest (``"bottom"``); k
             drawn at ``"random"``; one drawn from each of k equal strata of the sorted rewards (``"stratified"``), or
             the middle one of each (``"percentile"``).
-        generator: where ``"random"`` and ``"stratified"`` draw from; on the device of the rewards.
+        generator: where ``"random"`` and ``"stratified"`` draw from; on the device of the rewards. With process_group
+            the draws are those of its first rank.
         process_group: groups, or the batch, are of all ranks' rows, in rank order. Every rank gets the part of the
             selection that lies in its own rows.
 
@@ -82,28 +84,27 @@ def select_rollouts(
     >>> select_rollouts(rewards, 2, group_size=4).indices
     tensor([0, 1, 4, 5])
     """
-    values = _as_rewards(rewards)
+    values = as_rewards(rewards)
     if values.dim() != 1:
         raise ValueError(f"rewards: expected shape (N,), got {tuple(values.shape)}")
-    rows = values.shape[0]
     k = as_integer(k, "k")
     if k < 0:
         raise ValueError(f"k: expected an int >= 0, got {k}")
-    if not isinstance(method, str) or method not in _CODES:
-        raise ValueError(f"method: expected one of {', '.join(_CODES)}, got {method!r}")
+    check_choice(method, "method", _CODES)
     _check_scope(scope, group_size, group_ids, offsets)
     draws = method in ("random", "stratified")
-    if generator is not None and not draws:
-        raise ValueError(f'generator: expected None for method="{method}", which draws nothing')
+    _check_generator(generator, method if not draws else None, values)
+    own = slice(None)
+    if process_group is not None:
+        if scope == "group":
+            check_groups_of_ranks(group_size, group_ids, offsets)
+        (values,), group_size, group_ids, own = _of_ranks(process_group, group_size, group_ids, values[:, None])
+    rows = values.shape[0]
     uniform = None
     if draws:
         uniform = torch.rand(rows, dtype=torch.float64, device=values.device, generator=generator)
-    own = slice(None)
-    if process_group is not None:
-        values, uniform, group_size, group_ids, own = _of_ranks(
-            process_group, values, uniform, scope, group_size, group_ids, offsets
-        )
-        rows = values.shape[0]
+        if process_group is not None:
+            dist.broadcast(uniform, group=process_group, group_src=0)
     if scope == "batch":
         size, ids, bounds = max(rows, 1), None, None
     else:
@@ -125,6 +126,7 @@ def filter_zero_variance(
     offsets: Any = None,
     least_std: float = 0.0,
     singleton: Literal["drop", "keep"] = "drop",
+    process_group: ProcessGroup | None = None,
 ) -> RolloutSelection:
     r"""The rollouts of groups whose rewards differ: DAPO's dynamic sampling, without its resampling.
 
@@ -136,6 +138,7 @@ def filter_zero_variance(
         group_size, group_ids, offsets: as in `group_advantages`; exactly one of them.
         least_std: deviations up to this are none (slime: 1e-6).
         singleton: what becomes of a group with one scored rollout (verl keeps it).
+        process_group: groups are of all ranks' rows, as in `select_rollouts`.
 
     Returns:
         `RolloutSelection`, indices as those of `select_rollouts`.
@@ -151,13 +154,17 @@ def filter_zero_variance(
     >>> filter_zero_variance(torch.tensor([1.0, 1.0, 0.0, 1.0]), group_size=2).indices
     tensor([2, 3])
     """
-    values = _as_rewards(rewards)
+    values = as_rewards(rewards)
     if values.dim() != 1 and values.dim() != 2:
         raise ValueError(f"rewards: expected shape (N,) or (N, M), got {tuple(values.shape)}")
     least_std = as_nonnegative(least_std, "least_std")
-    if singleton not in ("drop", "keep"):
-        raise ValueError(f"singleton: expected one of drop, keep, got {singleton!r}")
+    check_choice(singleton, "singleton", ("drop", "keep"))
     values = (values if values.dim() == 2 else values[:, None]).to(torch.float64)
+    own = slice(None)
+    if process_group is not None:
+        check_groups_of_ranks(group_size, group_ids, offsets)
+        columns, group_size, group_ids, own = _of_ranks(process_group, group_size, group_ids, values)
+        values = torch.stack(columns, 1) if columns else values.new_empty(0, 0)
     # Ids once: Groups would look at labels again.
     size, ids, bounds = as_groups(group_size, group_ids, offsets, values)
     groups = Groups.of(values, size or None, ids, bounds)
@@ -171,22 +178,12 @@ def filter_zero_variance(
     keep = differs.any(1)
     if singleton == "keep":
         keep |= groups.sum(scored.any(1)) == 1
-    return _selection(keep & scored.any(1), ids)
-
-
-def _as_rewards(rewards: Any) -> Tensor:
-    """Floating point as it is, anything else in float64, where all integers that rewards have are exact."""
-    tensor = rewards if isinstance(rewards, Tensor) else as_tensor(rewards, "rewards")
-    if tensor.dtype.is_complex:
-        raise TypeError(f"rewards: expected real numbers, got {tensor.dtype}")
-    if not isinstance(rewards, Tensor) and not hasattr(rewards, "dtype"):  # Python's floats are doubles
-        tensor = as_tensor(rewards, "rewards", dtype=torch.float64)
-    return tensor.detach() if tensor.is_floating_point() else tensor.to(torch.float64)
+    keep &= scored.any(1)
+    return _selection(keep[own], None if ids is None else ids[own])
 
 
 def _check_scope(scope: Any, group_size: Any, group_ids: Any, offsets: Any) -> None:
-    if scope not in ("group", "batch"):
-        raise ValueError(f"scope: expected one of group, batch, got {scope!r}")
+    check_choice(scope, "scope", ("group", "batch"))
     given = (group_size is not None) + (group_ids is not None) + (offsets is not None)
     if scope == "batch" and given > 0:
         raise ValueError('group_size, group_ids, offsets: expected none of them for scope="batch"')
@@ -202,32 +199,30 @@ def _selection(mask: Tensor, ids: Tensor | None) -> RolloutSelection:
     return RolloutSelection(rows, mask)
 
 
+def _check_generator(generator: Any, method: str | None, rewards: Tensor) -> None:
+    """`method`: one that draws nothing."""
+    if generator is None:
+        return
+    if method is not None:
+        raise ValueError(f'generator: expected None for method="{method}", which draws nothing')
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {generator!r:.80}")
+    if generator.device.type != rewards.device.type:
+        raise ValueError(f"generator: expected the device of rewards, {rewards.device}, got {generator.device}")
+
+
 def _of_ranks(
-    process_group: ProcessGroup,
-    rewards: Tensor,
-    uniform: Tensor | None,
-    scope: str,
-    group_size: Any,
-    group_ids: Any,
-    offsets: Any,
-) -> tuple[Tensor, Tensor | None, Any, Any, slice]:
-    """Rewards, draws and groups of every rank's rows, and which of the rows are this rank's."""
+    process_group: ProcessGroup, group_size: Any, group_ids: Any, rewards: Tensor
+) -> tuple[tuple[Tensor, ...], Any, Any, slice]:
+    """Rewards (N, M) of every rank's rows, a column each; their groups; and which of the rows are this rank's."""
     from morlfast._distributed import gather_rows
 
-    if scope == "group":
-        check_groups_of_ranks(group_size, group_ids, offsets)
-    columns = [rewards[:, None]]
-    if uniform is not None:
-        columns.append(uniform[:, None])
+    columns = [rewards]
     if group_ids is not None:
         columns.append(label_columns(group_ids, len(rewards), rewards))
-    gathered, own = gather_rows(process_group, rewards.device, *columns)
-    everyone = iter(gathered)
-    rewards = next(everyone)[:, 0]
-    if uniform is not None:
-        uniform = next(everyone)[:, 0].contiguous()
+    (everyone, *labels), own = gather_rows(process_group, rewards.device, *columns)
     if group_ids is not None:
-        group_ids = _ops.group_rows(next(everyone))
+        group_ids = _ops.group_rows(labels[0])
     if group_size is not None:
-        group_size = as_group_size(group_size, len(rewards))
-    return rewards, uniform, group_size, group_ids, own
+        group_size = as_group_size(group_size, len(everyone))
+    return everyone.unbind(1), group_size, group_ids, own

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from morlfast import _ops
-from morlfast._arguments import as_integer, as_number, same_device
+from morlfast._arguments import as_integer, as_number, check_choice, same_device
 from morlfast._groups import can_look
 from morlfast._rollout_arguments import as_groups
 
@@ -102,13 +102,11 @@ def select_tokens(
     ratio = as_number(ratio, "ratio")
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio: expected 0 <= ratio <= 1, got {ratio!r}")
-    if not isinstance(scope, str) or scope not in _SCOPES:
-        raise ValueError(f"scope: expected one of {', '.join(_SCOPES)}, got {scope!r}")
+    check_choice(scope, "scope", _SCOPES)
     at_least = as_integer(at_least, "at_least")
     if at_least < 0:
         raise ValueError(f"at_least: expected an int >= 0, got {at_least}")
-    if threshold not in ("exact", "quantile"):
-        raise ValueError(f"threshold: expected one of exact, quantile, got {threshold!r}")
+    check_choice(threshold, "threshold", ("exact", "quantile"))
     quantile = threshold == "quantile"
     if quantile and at_least > 0:
         raise ValueError(f'at_least: expected 0 for threshold="quantile", got {at_least}')
