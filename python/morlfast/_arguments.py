@@ -244,11 +244,14 @@ def as_bool(value: Any, name: str) -> bool:
 
 
 def as_integer(value: Any, name: str) -> int:
-    if isinstance(value, torch.SymInt):
+    if type(value) is int:  # before a look at an abstract class, which takes longer than a tiny kernel's checks
+        number = value
+    elif isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    elif not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an int, got {value!r}")
-    number = int(value)
+    else:
+        number = int(value)
     if not -(2**63) <= number < 2**63:  # what an operator can be given
         raise ValueError(f"{name}: expected an int of 64 bits, got {number}")
     return number
