@@ -487,6 +487,7 @@ def test_the_plugin_says_that_a_version_is_unknown_and_registers_nothing(monkeyp
     with caplog.at_level(logging.WARNING):
         ours._plug_in()
     assert "verl 0.10.0" in caplog.text
+    assert "options +morlfast.d3s and +morlfast.pods may be ignored" in caplog.text
     assert sys.meta_path == finders
 
 
@@ -589,3 +590,4 @@ def test_an_error_after_the_import_is_logged_and_the_import_goes_on(shelf, caplo
     assert importlib.import_module(shelf).pages == []
     assert "shelf.book is imported without" in caplog.text
     assert "no_such_name" in caplog.text
+    assert "options +morlfast.d3s and +morlfast.pods may be ignored" in caplog.text

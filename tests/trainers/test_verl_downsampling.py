@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from morlfast.downsampling import D3S, PODS
 from morlfast.integrations import _verl_downsampling as downsampling
-from morlfast.integrations import verl as ours  # noqa: F401, the plugin
+from morlfast.integrations import verl as ours
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from test_verl import KEYS, batch, legacy_data, scores_of
@@ -26,6 +27,7 @@ from verl.trainer.ppo import core_algos, ray_trainer
 from verl.trainer.ppo.v1 import PPOTrainerSync, trainer_base
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.metric import AggregationType, Metric
 from verl.workers.utils import losses
 
 
@@ -217,6 +219,11 @@ REFUSED = {
         r"token_scope: expected batch or sequence .* got group",
     ),
     "at least": ([*CALCULATED, "+morlfast.d3s.at_least=1"], r"expected at_least=0, .* a ratio above 0"),
+    "quantile": ([*CALCULATED, "+morlfast.d3s.threshold=quantile"], r"kept: expected .* threshold=exact, .* a ratio"),
+    "dynamic context parallel": (
+        [*CALCULATED, "+actor_rollout_ref.actor.megatron.dynamic_context_parallel=True"],
+        r"entropy=current: expected .*megatron\.dynamic_context_parallel=False, got True",
+    ),
 }
 
 
@@ -235,6 +242,10 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(case) -> None:
         [*CALCULATED, "algorithm.rollout_correction.bypass_mode=True"],
         [*CURRENT, "actor_rollout_ref.actor.entropy_coeff=0.01"],
         [*CALCULATED, "+morlfast.d3s.at_least=1", "+morlfast.d3s.loss_denominator=all"],
+        [*CALCULATED, "+morlfast.d3s.threshold=quantile", "+morlfast.d3s.loss_denominator=all"],
+        ["+morlfast.d3s.ratio=0.5", "+morlfast.d3s.threshold=quantile"],
+        ["+morlfast.d3s.ratio=0.5", "+actor_rollout_ref.actor.megatron.dynamic_context_parallel=True"],
+        [*CALCULATED, "+actor_rollout_ref.actor.megatron.dynamic_context_parallel=False"],
     ],
 )
 def test_what_can_be_is_not(overrides) -> None:
@@ -244,6 +255,69 @@ def test_what_can_be_is_not(overrides) -> None:
 def test_the_older_trainer_refuses() -> None:
     with pytest.raises(ValueError, match=r"V1 trainer, trainer\.use_v1=True"):
         ray_trainer.RayPPOTrainer(configuration("+morlfast.pods.k=4"), None, {}, None)
+
+
+class Later(ray_trainer.RayPPOTrainer):
+    """Does not call its base's __init__, as verl's one-step-off and fully asynchronous trainers do not."""
+
+    def __init__(self, tokenizer: object = None, config: object = None) -> None:
+        self.tokenizer, self.config = tokenizer, config
+
+
+class Separate(ray_trainer.RayPPOTrainer):
+    def __init__(self, config: object, tokenizer: object) -> None:
+        self.config, self.tokenizer = config, tokenizer
+
+
+class Latest(Separate):
+    pass
+
+
+@pytest.mark.parametrize("trainer", [Separate, Latest])
+def test_trainers_derived_from_the_older_one_refuse(trainer) -> None:
+    with pytest.raises(ValueError, match=rf"use_v1=True, for d3s and pods, got {Separate.__name__}$"):
+        trainer(configuration("+morlfast.pods.k=4"), None)
+    with pytest.raises(ValueError, match=r"use_v1=True"):
+        Later(config=configuration("+morlfast.pods.k=4"))
+    made = trainer(defaults(), "tokenizer")
+    assert (made.config, made.tokenizer) == (defaults(), "tokenizer")
+    assert Later("first", config=defaults()).tokenizer == "first"
+
+
+def test_trainers_that_were_derived_before_refuse_too() -> None:
+    class Base:
+        def __init__(self, config: object) -> None:
+            self.config = config
+
+    class Derived(Base):
+        def __init__(self, config: object) -> None:
+            self.config = config
+
+    downsampling.extend_legacy_trainer(SimpleNamespace(RayPPOTrainer=Base))
+    for trainer in (Base, Derived):
+        with pytest.raises(ValueError, match=rf"got {trainer.__name__}$"):
+            trainer(configuration("+morlfast.pods.k=4"))
+        assert trainer(defaults()).config == defaults()
+
+
+def test_verls_asynchronous_trainers_refuse() -> None:
+    module = pytest.importorskip("verl.experimental.one_step_off_policy.ray_trainer")
+    with pytest.raises(ValueError, match=r"use_v1=True, for d3s and pods, got OneStepOffRayTrainer$"):
+        module.OneStepOffRayTrainer(configuration("+morlfast.pods.k=4"), None, {}, None)
+
+
+def test_a_trainer_without_one_of_the_methods_is_left_as_it_is() -> None:
+    class Trainer:
+        def _compute_advantage(self, batch: object, metrics: dict) -> object: ...
+
+        def _update_actor(self, batch: object, metrics: dict) -> object: ...
+
+    module = SimpleNamespace(PPOTrainer=Trainer, compute_advantage_for_multi_trajectories=len)
+    before = dict(vars(Trainer))
+    with pytest.raises(AttributeError, match="_update_critic"):
+        downsampling.extend_trainer(module, ours._rewards_of)
+    assert dict(vars(Trainer)) == before
+    assert module.compute_advantage_for_multi_trajectories is len
 
 
 # ---- D3S ----
@@ -467,6 +541,27 @@ def test_updates_are_of_the_rows_that_have_tokens(options, monkeypatch) -> None:
     assert expected.any()
 
 
+@pytest.mark.parametrize(("mode", "mini"), [("seq-mean-token-mean", 6), ("seq-mean-token-mean", 1), ("token-mean", 6)])
+def test_rows_without_tokens_that_make_a_step_smaller_are_warned_of_once(mode, mini, monkeypatch, caplog) -> None:
+    """24 rows are selected of 48: no other is filled in for mini-batches of 8, half of them for one of 48."""
+    queue = Queue(batch("random"))
+    options = ["+morlfast.pods.k=4", f"actor_rollout_ref.actor.loss_agg_mode={mode}", *actor(mini), *UNCLIPPED]
+    with caplog.at_level(logging.WARNING):
+        trainer, metrics = run(options, queue, monkeypatch, update=True)
+        trainer._update_actor(queue.meta, metrics)
+    said = [record.getMessage() for record in caplog.records if "seq-mean" in record.getMessage()]
+    if mode == "token-mean" or mini == 1:
+        assert not said
+        return
+    assert len(said) == 1
+    assert "_update_actor has a seq-mean loss_agg_mode, and 24 of its 48 rows have no token" in said[0]
+    assert "0.5 times" in said[0]
+    mask = queue.padded("response_mask")
+    gradient = policy_gradient(trainer, queue, queue.padded("advantages")) * mask / mask.sum(1, keepdim=True).clamp(1)
+    # Of two updates, each divided by all 48.
+    torch.testing.assert_close(trainer.actor_rollout_wg.gradients(), 2 * gradient / 48, rtol=1e-5, atol=1e-8)
+
+
 def test_with_all_as_the_denominator_every_row_is_updated(monkeypatch) -> None:
     inputs = batch("random")
     queue = Queue(inputs)
@@ -544,8 +639,29 @@ def test_workers_select_by_their_own_entropies(scope, denominator, monkeypatch) 
     gradient = policy_gradient(trainer, queue, queue.padded("advantages")) * kept
     tokens = int(mask.sum()) * (0.5 if denominator == "kept" else 1)
     torch.testing.assert_close(workers.gradients(), gradient / tokens, rtol=1e-5, atol=1e-8)
-    shares = [float(micro["actor/morlfast_kept_tokens"]) for micro in workers.metrics]
-    assert shares == pytest.approx([float(kept[part].sum() / mask[part].sum()) for part in (rows[:24], rows[24:])])
+    shares = [micro["actor/morlfast_kept_tokens"] for micro in workers.metrics]
+    assert Metric.aggregate_dp(shares) == pytest.approx(float(kept.sum() / mask.sum()))
+
+
+def test_the_share_of_kept_tokens_is_the_mini_batchs(monkeypatch) -> None:
+    """Whatever micro-batches it is in: one without a token does not count as one that keeps nothing."""
+    inputs = batch("random")
+    inputs["response_mask"][24:] = 0
+    inputs["response_mask"][:, 0] = torch.arange(48) < 24
+    queue = Queue(inputs)
+    trainer, _ = run([*CALCULATED, "+morlfast.d3s.loss_denominator=all"], queue, monkeypatch)
+    workers, tokens = trainer.actor_rollout_wg, int(inputs["response_mask"].sum())
+    data = queue.fetch(queue.meta)
+    rules = downsampling._rules(trainer._morlfast_step)
+    tu.assign_non_tensor(data, calculate_entropy=True, global_batch_size=48, **{downsampling._RULES: rules})
+    workers.dp = 1
+    for start in (0, 24):
+        workers.loss(tu.index_select_tensor_dict(data, torch.arange(start, start + 24)), tokens)
+    shares = Metric(AggregationType.SUM)
+    for micro in workers.metrics:
+        shares.append(micro["actor/morlfast_kept_tokens"])
+    assert len(shares.values) == 2
+    assert shares.aggregate() == pytest.approx(-(-tokens // 2) / tokens)
 
 
 def test_workers_select_over_their_process_group(monkeypatch, tmp_path) -> None:

@@ -2,12 +2,17 @@
 
 `morlfast.integrations.verl` hands verl's modules to `extend_trainer`, `extend_losses` and `extend_legacy_trainer` when
 they are imported. What these replace is as before unless the configuration has `morlfast.d3s` or `morlfast.pods`.
+
+A selection is of the batch that the trainer computes advantages of at once. In its mode `separate_async` that is one
+mini-batch, `parameter_sync_step` times a step: `d3s.rollouts` are of each of them, and an update always takes a whole
+one, so that leaving rows out saves no time there.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -108,11 +113,16 @@ def _check_entropies(d3s: D3S, config: Any) -> None:
             "morlfast.d3s.token_scope: expected batch or sequence with entropy=current, got group; the current "
             "policy's entropies are there micro-batch by micro-batch, which do not hold whole groups"
         )
-    countable = d3s.at_least == 0 and d3s.zero_advantages == "keep" and _least_ratio(d3s) > 0
-    if d3s.loss_denominator == "kept" and not countable:
+    if (actor.get("megatron") or {}).get("dynamic_context_parallel", False):
         raise ValueError(
-            "morlfast.d3s.loss_denominator=kept: expected at_least=0, zero_advantages=keep and a ratio above 0 with "
-            "entropy=current, where a loss is divided before all its tokens are selected"
+            "morlfast.d3s.entropy=current: expected actor_rollout_ref.actor.megatron.dynamic_context_parallel=False, "
+            "got True: verl's data-parallel groups are then not those that a micro-batch is spread over"
+        )
+    countable = d3s.at_least == 0 and d3s.threshold == "exact" and d3s.zero_advantages == "keep"
+    if d3s.loss_denominator == "kept" and not (countable and _least_ratio(d3s) > 0):
+        raise ValueError(
+            "morlfast.d3s.loss_denominator=kept: expected at_least=0, threshold=exact, zero_advantages=keep and a "
+            "ratio above 0 with entropy=current, where a loss is divided before all its tokens are selected"
         )
 
 
@@ -212,6 +222,11 @@ def extend_trainer(trainer_base: ModuleType, rewards_of: Callable[[Tensor], Abst
     trainer = trainer_base.PPOTrainer
     initialize, compute = trainer.__init__, trainer._compute_advantage
     estimate = trainer_base.compute_advantage_for_multi_trajectories
+    # All of them before the first is replaced: a verl without one of them is left as it is.
+    updates = {
+        "_update_actor": _update_of_selected(trainer._update_actor, _actor, trainer_base),
+        "_update_critic": _update_of_selected(trainer._update_critic, _critic, trainer_base),
+    }
 
     @functools.wraps(initialize)
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
@@ -256,8 +271,8 @@ def extend_trainer(trainer_base: ModuleType, rewards_of: Callable[[Tensor], Abst
     trainer.__init__ = __init__
     trainer._compute_advantage = _compute_advantage
     vars(trainer_base)[estimate.__name__] = compute_advantage_for_multi_trajectories
-    for name, mini_batch in (("_update_actor", _actor_mini_batch), ("_update_critic", _critic_mini_batch)):
-        setattr(trainer, name, _update_of_selected(getattr(trainer, name), mini_batch, trainer_base))
+    for name, update in updates.items():
+        setattr(trainer, name, update)
 
 
 def _inputs(trainer: Any, method: D3S | PODS, batch: Any, queue: Any) -> tuple[float, Tensor | None]:
@@ -289,15 +304,15 @@ def _session(key: str) -> tuple[str, int]:
     return (session, int(output)) if "_" in session and output.isdecimal() else (key, 0)
 
 
-def _actor_mini_batch(config: Any) -> int:
-    return int(config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n)
+def _actor(config: Any) -> Any:
+    return config.actor_rollout_ref.actor
 
 
-def _critic_mini_batch(config: Any) -> int:
-    return int(config.critic.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n)
+def _critic(config: Any) -> Any:
+    return config.critic
 
 
-def _update_of_selected(update: Any, mini_batch: Callable[[Any], int], trainer_base: ModuleType) -> Any:
+def _update_of_selected(update: Any, model: Callable[[Any], Any], trainer_base: ModuleType) -> Any:
     @functools.wraps(update)
     def of_selected(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
         step: _Step | None = getattr(self, "_morlfast_step", None)
@@ -306,10 +321,13 @@ def _update_of_selected(update: Any, mini_batch: Callable[[Any], int], trainer_b
         rows = batch
         if step.drops:
             parts = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
-            rows = step.rows_of_update(batch, math.lcm(mini_batch(self.config), parts), parts, trainer_base)
+            mini_batch = int(model(self.config).ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n)
+            rows = step.rows_of_update(batch, math.lcm(mini_batch, parts), parts, trainer_base)
             metrics["morlfast/update_rows"] = 0 if rows is None else len(rows)
             if rows is None:  # no token to learn from: verl would divide by their number
                 return batch
+            if str(model(self.config).loss_agg_mode).startswith("seq-mean"):
+                _warn_of_rows_without_tokens(self, step, len(rows), update.__name__)
         rules = _rules(step)
         if rules is not None:
             rows.extra_info[_RULES] = rules
@@ -317,6 +335,24 @@ def _update_of_selected(update: Any, mini_batch: Callable[[Any], int], trainer_b
         return batch  # metrics, and the queue's clearing, are of all rows
 
     return of_selected
+
+
+def _warn_of_rows_without_tokens(trainer: Any, step: _Step, rows: int, update: str) -> None:
+    """Once: verl divides such losses by the rows of a mini-batch, those without a token among them."""
+    assert step.tokens is not None
+    with_tokens = int(step.tokens.any(1).sum())
+    warned = vars(trainer).setdefault("_morlfast_warned", set())
+    if with_tokens < rows and update not in warned:
+        warned.add(update)
+        logging.getLogger(__name__).warning(
+            "morlfast: %s has a seq-mean loss_agg_mode, and %d of its %d rows have no token; verl divides by all of "
+            "them, so that this step is %.3g times as large as one of the selected rows alone. loss_agg_mode="
+            "token-mean has no such factor; a smaller ppo_mini_batch_size brings it nearer to 1",
+            update,
+            rows - with_tokens,
+            rows,
+            with_tokens / rows,
+        )
 
 
 def _rules(step: _Step) -> dict[str, Any] | None:
@@ -342,15 +378,17 @@ def extend_losses(losses: ModuleType) -> None:
             return original(config, model_output, data, dp_group)
         selected, kept = _select_in_loss(losses, rules, model_output, data, dp_group)
         loss, metrics = original(config, model_output, selected, dp_group)
-        return loss, {**metrics, "actor/morlfast_kept_tokens": kept}
+        # Its part of the mini-batch's share, which verl sums, over micro-batches without a token too.
+        share = losses.Metric(losses.AggregationType.SUM, kept * data["dp_size"] / data["batch_num_tokens"])
+        return loss, {**metrics, "actor/morlfast_kept_tokens": share}
 
     _rebind("verl", {original: ppo_loss})
 
 
 def _select_in_loss(
     losses: ModuleType, rules: Mapping[str, Any], model_output: Any, data: Any, dp_group: Any
-) -> tuple[Any, float]:
-    """The micro-batch with fewer tokens, and their share."""
+) -> tuple[Any, Tensor]:
+    """The micro-batch with fewer tokens, and their number."""
     padding = importlib.import_module("verl.workers.utils.padding")
     entropies = losses.no_padding_2_padding(model_output["entropy"], data).detach()
     padded = data.select("response_mask", "advantages").to_padded_tensor()
@@ -367,20 +405,42 @@ def _select_in_loss(
         selected["response_mask"] = padding.response_to_nested(kept.to(old.dtype), old)
         # Other micro-batches are not known here, so that this is their number up to one a scope.
         losses.tu.assign_non_tensor(selected, batch_num_tokens=data["batch_num_tokens"] * d3s.budget().ratio)
-    return selected, float(kept.sum() / mask.sum().clamp(min=1))
+    return selected, kept.sum()
 
 
 # ---- verl's older trainer ----
 
 
 def extend_legacy_trainer(ray_trainer: ModuleType) -> None:
-    """Let `RayPPOTrainer` refuse what it would not do: it has thrown the entropies away before there are advantages."""
-    initialize = ray_trainer.RayPPOTrainer.__init__
+    """Let `RayPPOTrainer` refuse what it would not do: it has thrown the entropies away before there are advantages.
+
+    And all derived from it, some of which do not call its `__init__`.
+    """
+    trainer = ray_trainer.RayPPOTrainer
+
+    def __init_subclass__(cls: Any, **kwargs: Any) -> None:  # noqa: N807
+        super(trainer, cls).__init_subclass__(**kwargs)
+        _refuse_options(cls)
+
+    trainer.__init_subclass__ = classmethod(__init_subclass__)
+    derived = [trainer]
+    for cls in derived:  # which grows; those that were there before
+        _refuse_options(cls)
+        derived += cls.__subclasses__()
+
+
+def _refuse_options(cls: Any) -> None:
+    initialize = vars(cls).get("__init__")
+    if initialize is None:
+        return
 
     @functools.wraps(initialize)
-    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        if config.get("morlfast"):
-            raise ValueError("morlfast: expected verl's V1 trainer, trainer.use_v1=True, for d3s and pods")
-        initialize(self, config, *args, **kwargs)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        config = kwargs.get("config", args[0] if args else None)
+        if isinstance(config, Mapping) and config.get("morlfast"):
+            raise ValueError(
+                f"morlfast: expected verl's V1 trainer, trainer.use_v1=True, for d3s and pods, got {cls.__name__}"
+            )
+        initialize(self, *args, **kwargs)
 
-    ray_trainer.RayPPOTrainer.__init__ = __init__
+    cls.__init__ = __init__

@@ -304,6 +304,7 @@ _DROP_INS: tuple[Callable[..., Estimate], ...] = (
 
 _CORE = "verl.trainer.ppo.core_algos"
 _V1 = "verl.trainer.ppo.v1.trainer_base"
+_IGNORED = "options +morlfast.d3s and +morlfast.pods may be ignored: nothing is then down-sampled"
 
 
 def patch(*, any_version: bool = False) -> Patch:
@@ -460,7 +461,9 @@ class _AfterImport(MetaPathFinder):
         try:
             self._then(module)
         except Exception:
-            logging.getLogger(__name__).exception("%s is imported without what morlfast does to it", self._name)
+            logging.getLogger(__name__).exception(
+                "%s is imported without what morlfast does to it; %s", self._name, _IGNORED
+            )
 
 
 def _plug_in() -> None:
@@ -469,7 +472,9 @@ def _plug_in() -> None:
     try:
         check_version("verl", CHECKED_VERSIONS, any_version=False, later_patches=True)
     except RuntimeError as error:
-        logging.getLogger(__name__).warning("%s; morlfast_grpo and the others are not registered", error)
+        logging.getLogger(__name__).warning(
+            "%s; morlfast_grpo and the others are not registered, and %s", error, _IGNORED
+        )
         return
     _AfterImport(_CORE, _register)
     _watch_trainers()
