@@ -98,7 +98,8 @@ def select_rollouts(
     if process_group is not None:
         if scope == "group":
             check_groups_of_ranks(group_size, group_ids, offsets)
-        (values,), group_size, group_ids, own = _of_ranks(process_group, group_size, group_ids, values[:, None])
+        table, group_size, group_ids, own = _of_ranks(process_group, group_size, group_ids, values[:, None])
+        values = table[:, 0]
     rows = values.shape[0]
     uniform = None
     if draws:
@@ -163,8 +164,7 @@ def filter_zero_variance(
     own = slice(None)
     if process_group is not None:
         check_groups_of_ranks(group_size, group_ids, offsets)
-        columns, group_size, group_ids, own = _of_ranks(process_group, group_size, group_ids, values)
-        values = torch.stack(columns, 1) if columns else values.new_empty(0, 0)
+        values, group_size, group_ids, own = _of_ranks(process_group, group_size, group_ids, values)
     # Ids once: Groups would look at labels again.
     size, ids, bounds = as_groups(group_size, group_ids, offsets, values)
     groups = Groups.of(values, size or None, ids, bounds)
@@ -213,8 +213,8 @@ def _check_generator(generator: Any, method: str | None, rewards: Tensor) -> Non
 
 def _of_ranks(
     process_group: ProcessGroup, group_size: Any, group_ids: Any, rewards: Tensor
-) -> tuple[tuple[Tensor, ...], Any, Any, slice]:
-    """Rewards (N, M) of every rank's rows, a column each; their groups; and which of the rows are this rank's."""
+) -> tuple[Tensor, Any, Any, slice]:
+    """Rewards (N, M) of every rank's rows, their groups, and which of the rows are this rank's."""
     from morlfast._distributed import gather_rows
 
     columns = [rewards]
@@ -225,4 +225,4 @@ def _of_ranks(
         group_ids = _ops.group_rows(labels[0])
     if group_size is not None:
         group_size = as_group_size(group_size, len(everyone))
-    return everyone.unbind(1), group_size, group_ids, own
+    return everyone, group_size, group_ids, own
