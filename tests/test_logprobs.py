@@ -248,13 +248,16 @@ H, W = torch.zeros(2, 3, 4), torch.zeros(5, 4)
         (lambda: token_logprobs(X, TOKENS + 5), ValueError, r"tokens: .*got 5 at \(0, 0\)"),
         (lambda: token_logprobs(X, TOKENS - 1), ValueError, r"tokens: .*got -1"),
         (lambda: token_logprobs(X, TOKENS.float()), TypeError, "tokens: expected integers"),
-        (lambda: token_logprobs(X, TOKENS, temperature=0.0), ValueError, "temperature: expected a finite number > 0"),
+        (lambda: token_logprobs(X, TOKENS, temperature=0.0), ValueError, "temperature: expected a number between"),
+        (lambda: token_logprobs(X, TOKENS, temperature=1e-39), ValueError, "temperature: .*got 1e-39"),
+        (lambda: linear_token_logprobs(H, W, TOKENS, temperature=1e39), ValueError, "temperature: .*got 1e\\+39"),
         (lambda: token_logprobs(X, TOKENS, temperature=NAN), ValueError, "temperature: .*got nan"),
         (lambda: token_logprobs(X, TOKENS, temperature="1"), TypeError, "temperature: expected a number"),
         (lambda: token_logprobs(X, TOKENS, mask=X), ValueError, "mask: expected the shape of tokens"),
         (lambda: token_logprobs(X, TOKENS, mask=TOKENS * 1j), TypeError, "mask: expected bool"),
         (lambda: token_logprobs(X, TOKENS, entropy=1), TypeError, "entropy: expected a bool"),
         (lambda: token_logprobs(X, TOKENS, ignore_index=0.5), TypeError, "ignore_index: expected an int"),
+        (lambda: token_logprobs(X, TOKENS, ignore_index=2**63), ValueError, "ignore_index: expected"),
         (lambda: token_logprobs(X, TOKENS, first_token=0), ValueError, "first_token: .* with process_group"),
         (lambda: token_logprobs(X, TOKENS, process_group="tp"), TypeError, "process_group: expected"),
         (lambda: token_logprobs(torch.tensor(1.0), TOKENS), ValueError, r"logits: expected shape \(\.\.\., V\)"),
@@ -320,6 +323,36 @@ def test_gradients_are_those_of_log_softmax(dtype: torch.dtype, used: str) -> No
         ),
     )
     close(want[:, :-1].reshape(-1, 50), of_reference, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_an_offset_of_all_logits_changes_no_gradient(dtype: torch.dtype) -> None:
+    """log sum exp of 1000 in float32 would be off by up to 3e-5, and p by as much; 10**6 by 0.03."""
+    for offset in (1e3, -1e3, 1e6):
+        logits, tokens = (normal(8, 500) + offset).to(dtype), draws(8, below=500)
+        inputs = [logits.requires_grad_(), logits.detach().double().requires_grad_()]
+        results = [token_logprobs(inputs[0], tokens, temperature=0.7), by_autograd(inputs[1], tokens, 0.7)]
+        (got,), (want,) = (
+            torch.autograd.grad((log_probs + entropies).sum(), x)
+            for x, (log_probs, entropies) in zip(inputs, results, strict=True)
+        )
+        close(got, want, 2**-8 if dtype == BF16 else 2e-6)
+        relative = (got.double() - want).norm() / want.norm()
+        assert relative < (2**-8 if dtype == BF16 else 3e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e30])
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_extreme_temperatures(dtype: torch.dtype, temperature: float) -> None:
+    logits, tokens = normal(5, 40, dtype=dtype), draws(5, below=40)
+    logits[:, ::3] = -INF
+    tokens[0], tokens[1] = 1, logits[1].argmax()
+    logits.requires_grad_()
+    found = token_logprobs(logits, tokens, temperature=temperature)
+    for got, want in zip(found, expected_of(logits.detach(), tokens, temperature), strict=True):
+        close(got.detach(), want)
+    (grad,) = torch.autograd.grad(found.log_probs.sum() + found.entropies.sum(), logits)
+    assert grad.isfinite().all()
 
 
 def test_gradients_where_logits_are_infinite_or_nan() -> None:
@@ -661,6 +694,20 @@ def test_slices_give_what_the_whole_vocabulary_gives(ranks: Ranks, dtype: torch.
         close(grad[1:], own.grad[1:, :, part], max(tolerance, 2**-8 if dtype == BF16 else 0))
 
 
+def test_slices_of_far_off_logits_are_as_precise_as_their_whole(ranks: Ranks) -> None:
+    logits, tokens, g, h = (normal(8, V) + 1000).float(), draws(8, below=V), normal(8, seed=1), normal(8, seed=2)
+    wide = logits.double().requires_grad_()
+    exact = by_autograd(wide, tokens)
+    (exact[0] * g + exact[1] * h).sum().backward()
+    answers = ranks.run(
+        call, [(of_slice, (logits[:, part], tokens, g, h), {"first_token": part.start}) for part in slices(ranks)]
+    )
+    for (log_probs, entropies, grad), part in zip(answers, slices(ranks), strict=True):
+        close(log_probs, exact[0].detach(), 1e-6)
+        close(entropies, exact[1].detach(), 1e-6)
+        close(grad, wide.grad[:, part], 2e-6)
+
+
 def test_equal_slices_need_no_offset(ranks: Ranks) -> None:
     logits, tokens = normal(6, V), draws(6, below=V)
     world = len(ranks.pipes)
@@ -697,6 +744,17 @@ def test_a_head_divided_among_ranks(ranks: Ranks, reduces: bool) -> None:
     of_hidden = [answer[2] for answer in answers]
     for grad in of_hidden if reduces else [sum(of_hidden)]:
         close(grad, hidden.grad, 1e-12)
+
+
+def test_slices_that_are_not_equal_need_offsets(ranks: Ranks) -> None:
+    """Offsets of 5 and 7 logits would be 0 and 7: each token would be in one slice, and of another token."""
+    logits, tokens, zero = normal(2, 12), torch.tensor([1, 8]), torch.zeros(2, dtype=F64)
+    world = len(ranks.pipes)
+    calls = [(of_slice, (logits[:, : 5 if rank == 0 else 7], tokens, zero, zero), {}) for rank in range(world)]
+    for error in ranks.run_to_errors(call, calls):
+        assert isinstance(error, ValueError)
+        assert "first_token: expected on every rank" in str(error)
+        assert "slices of 5 to 7" in str(error)
 
 
 def test_a_token_in_no_slice_or_in_two_raises_on_every_rank(ranks: Ranks) -> None:

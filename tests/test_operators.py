@@ -135,7 +135,7 @@ def logprobs(logits: torch.Tensor, **options: Any) -> dict[str, Any]:
 def logprobs_gradient(logits: torch.Tensor, **options: Any) -> dict[str, Any]:
     wide = F64 if logits.dtype is F64 else torch.float32
     gradients = {name: normal(2, 4, seed=5).to(wide) for name in ("grad_log_probs", "grad_entropies")}
-    sums = {"log_sums": logits.to(wide).logsumexp(-1), "entropies": normal(2, 4, seed=6).abs().to(wide)}
+    sums = {"log_sums": logits.double().logsumexp(-1), "entropies": normal(2, 4, seed=6).abs().to(wide)}
     settings = {"temperature": 1.0, "first_token": 0, "ignore_index": -100}
     return {"logits": logits, "tokens": TOKENS} | sums | gradients | settings | options
 

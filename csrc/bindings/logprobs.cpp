@@ -2,8 +2,6 @@
 
 #include <nanobind/stl/tuple.h>
 
-#include <cmath>
-
 #include "matrix.hpp"
 #include "operators.hpp"
 
@@ -25,8 +23,9 @@ TokenLogits rows_of(const Tensor& logits, const Tensor& tokens, double temperatu
   if (tokens.dims() != 2 || tokens.size(0) != logits.size(0) || tokens.size(1) != logits.size(1))
     throw nb::value_error(
         ("tokens: expected (B, T) of logits (B, T, V) = " + logits.shape() + ", got " + tokens.shape()).c_str());
-  if (!(temperature > 0) || std::isinf(temperature))
-    throw nb::value_error(("temperature: expected a finite number > 0, got " + std::to_string(temperature)).c_str());
+  if (!(temperature >= 1e-30 && temperature <= 1e30))
+    throw nb::value_error(
+        ("temperature: expected a number between 1e-30 and 1e30, got " + std::to_string(temperature)).c_str());
   if (first_token < 0)
     throw nb::value_error(("first_token: expected an int >= 0, got " + std::to_string(first_token)).c_str());
   rows.logits = logits.data();
@@ -44,15 +43,16 @@ std::tuple<Result, Result, Result> forward(const Tensor& logits, const Tensor& t
                                            int64_t first_token, bool partial, bool entropy, int64_t ignore_index) {
   const TokenLogits rows = rows_of(logits, tokens, temperature, first_token, ignore_index);
   const DLDataType dtype{kDLFloat, static_cast<uint8_t>(rows.dtype == Dtype::float64 ? 64 : 32), 1};
+  const DLDataType wide{kDLFloat, 64, 1};
   Shape none;
   none.dims = 1;
   none.sizes[0] = 0;
   std::tuple<Result, Result, Result> results(Result(logits, tokens.leading(0), dtype),
                                              Result(logits, entropy ? tokens.leading(0) : none, dtype),
-                                             Result(logits, tokens.leading(0), dtype));
+                                             Result(logits, tokens.leading(0), wide));
   const GilRelease release(logits.numel());
   token_logprobs(rows, partial, std::get<0>(results).data<void>(),
-                 entropy ? std::get<1>(results).data<void>() : nullptr, std::get<2>(results).data<void>());
+                 entropy ? std::get<1>(results).data<void>() : nullptr, std::get<2>(results).data<double>());
   return results;
 }
 

@@ -40,13 +40,6 @@ void entropy_slopes(const double* x, int64_t count, double from, double factor, 
   simd().entropy_slopes_64(x, count, from, factor, rest, constant, slope, out);
 }
 
-/// 1 / temperature as far as T goes: times 0 it has to be 0.
-template <class T>
-T inverse(double temperature) {
-  const double largest = std::numeric_limits<T>::max();
-  return static_cast<T>(std::min(1 / temperature, largest));
-}
-
 /// Row r of the logits as the only row of a matrix.
 MatrixView row_of(const TokenLogits& rows, int64_t r) {
   const auto size = with_dtype(rows.dtype, [](auto zero) { return static_cast<int64_t>(sizeof(zero)); });
@@ -119,7 +112,7 @@ struct Distribution {
 
 template <class T>
 Distribution distribution_of(const MatrixView& row, int64_t begin, int64_t end, double temperature, bool moment) {
-  const T factor = inverse<T>(temperature);
+  const T factor = static_cast<T>(1 / temperature);
   Distribution all;
   T buffer[kPiece];
   for (int64_t first = begin; first < end; first += kPiece) {
@@ -134,7 +127,7 @@ Distribution distribution_of(const MatrixView& row, int64_t begin, int64_t end, 
 }
 
 template <class T>
-void token_logprobs_as(const TokenLogits& rows, bool partial, T* log_probs, T* entropies, T* log_sums) {
+void token_logprobs_as(const TokenLogits& rows, bool partial, T* log_probs, T* entropies, double* log_sums) {
   const bool moment = entropies != nullptr;
   const auto finish = [&](int64_t r, const Distribution& of_row) {
     const int64_t place = place_of(rows, token_of(rows, r));
@@ -150,11 +143,12 @@ void token_logprobs_as(const TokenLogits& rows, bool partial, T* log_probs, T* e
     }
     log_probs[r] = static_cast<T>(place >= 0 ? log_prob : -kInf);
     if (entropies) entropies[r] = static_cast<T>(entropy);
-    log_sums[r] = static_cast<T>(log_sum);
+    log_sums[r] = log_sum;
   };
   const auto ignore = [&](int64_t r) {
     if (token_of(rows, r) != rows.ignore_index) return false;
-    log_probs[r] = log_sums[r] = 0;
+    log_probs[r] = 0;
+    log_sums[r] = 0;
     if (entropies) entropies[r] = 0;
     return true;
   };
@@ -216,7 +210,8 @@ void gradient_as(const TokenLogits& rows, const MatrixView& log_sums, const Matr
     double buffer;
     return *read_row(view, r / rows.length, r % rows.length, 1, &buffer);
   };
-  const T factor = inverse<T>(rows.temperature);
+  const T factor = static_cast<T>(1 / rows.temperature);
+  const double largest = std::numeric_limits<T>::max();
   parallel_for(rows.rows() * pieces, rows.rows() * rows.vocabulary >= kParallel, [&](int64_t i) {
     const int64_t r = i / pieces, first = i % pieces * kPiece, count = std::min(kPiece, rows.vocabulary - first);
     S* out = grad + r * rows.vocabulary + first;
@@ -234,7 +229,7 @@ void gradient_as(const TokenLogits& rows, const MatrixView& log_sums, const Matr
     const T* x = read_logits(row, first, count, buffer);
     T* result = values;
     if constexpr (std::is_same_v<S, T>) result = out;
-    const T from = static_cast<T>(log_sum * rows.temperature);
+    const T from = static_cast<T>(std::clamp(log_sum * rows.temperature, -largest, largest));
     const T rest = static_cast<T>(log_sum - static_cast<double>(from) / rows.temperature);
     entropy_slopes(x, count, from, factor, rest, static_cast<T>(constant), static_cast<T>(-h), result);
     const int64_t place = place_of(rows, token) - first;
@@ -249,14 +244,12 @@ void gradient_as(const TokenLogits& rows, const MatrixView& log_sums, const Matr
 
 }  // namespace
 
-void token_logprobs(const TokenLogits& rows, bool partial, void* log_probs, void* entropies, void* log_sums) {
+void token_logprobs(const TokenLogits& rows, bool partial, void* log_probs, void* entropies, double* log_sums) {
   if (!partial) require_tokens(rows);
   if (rows.dtype == Dtype::float64)
-    token_logprobs_as(rows, partial, static_cast<double*>(log_probs), static_cast<double*>(entropies),
-                      static_cast<double*>(log_sums));
+    token_logprobs_as(rows, partial, static_cast<double*>(log_probs), static_cast<double*>(entropies), log_sums);
   else
-    token_logprobs_as(rows, partial, static_cast<float*>(log_probs), static_cast<float*>(entropies),
-                      static_cast<float*>(log_sums));
+    token_logprobs_as(rows, partial, static_cast<float*>(log_probs), static_cast<float*>(entropies), log_sums);
 }
 
 void token_logprobs_gradient(const TokenLogits& rows, const MatrixView& log_sums, const MatrixView& entropies,

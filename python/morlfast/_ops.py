@@ -217,7 +217,7 @@ def _fake_token_logprobs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.float64 if logits.dtype is torch.float64 else torch.float32
     entropies = logits.new_empty(tokens.shape if entropy else (0,), dtype=dtype)
-    return logits.new_empty(tokens.shape, dtype=dtype), entropies, logits.new_empty(tokens.shape, dtype=dtype)
+    return logits.new_empty(tokens.shape, dtype=dtype), entropies, logits.new_empty(tokens.shape, dtype=torch.float64)
 
 
 def _fake_token_logprobs_gradient(logits: Tensor, *others: object, **options: object) -> Tensor:

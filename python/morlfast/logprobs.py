@@ -48,14 +48,15 @@ def token_logprobs(
             dimensions are read where they are, ``logits[:, :-1]`` and a ``transpose`` too; more are viewed as three,
             or copied where they cannot be.
         tokens: (...) integers in 0..V-1.
-        temperature: :math:`\tau`, a finite number > 0.
+        temperature: :math:`\tau`, between 1e-30 and 1e30.
         entropy: whether to compute entropies; without them about half of the arithmetic is left.
         mask: (...) bool, integer or floating point; the logits of a token with 0 are not read, it gets 0 and they a
             gradient of 0.
         ignore_index: a token that is treated like one outside the mask.
         process_group: the ranks among whom the vocabulary is divided. ``logits`` are this rank's slice of it, tokens
             those of the whole vocabulary and, like the mask, the same on every rank.
-        first_token: the first token of this rank's slice; rank times V by default, where all slices are equal.
+        first_token: the first token of this rank's slice; rank times V by default, where all slices are equal. Slices
+            that are not are an error on the CPU, and NaN on a GPU.
 
     Returns:
         TokenLogprobs(log_probs, entropies), (...) each, float64 for float64 logits, otherwise float32; entropies is
@@ -209,8 +210,8 @@ def _tokens(
 
 def _temperature(value: Any) -> float:
     temperature = as_number(value, "temperature")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: expected a finite number > 0, got {value}")
+    if not 1e-30 <= temperature <= 1e30:  # what logits are multiplied by is a normal float32
+        raise ValueError(f"temperature: expected a number between 1e-30 and 1e30, got {value}")
     return temperature
 
 
@@ -220,6 +221,7 @@ class _Vocabulary(NamedTuple):
     first: int
     size: int
     group: ProcessGroup | None
+    derived: bool = False  # first, from the size and the rank
 
 
 def _vocabulary(process_group: ProcessGroup | None, first_token: Any, size: int) -> _Vocabulary:
@@ -231,7 +233,7 @@ def _vocabulary(process_group: ProcessGroup | None, first_token: Any, size: int)
     first = rank * size if first_token is None else as_integer(first_token, "first_token")
     if first < 0:
         raise ValueError(f"first_token: expected an int >= 0, got {first_token}")
-    return _Vocabulary(first, size, process_group)
+    return _Vocabulary(first, size, process_group, first_token is None)
 
 
 def _under_autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -254,10 +256,20 @@ def _over_ranks(
     Differences are taken to the largest L_r, M, which cancels.
     """
     log_probs, entropies, log_sums = results
-    own = log_sums.double()
-    largest = torch.where(own.isnan(), -math.inf, own)  # a maximum need not hand a NaN on; the sums below do
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=vocabulary.group)
-    below = own - largest
+    # A maximum need not hand a NaN on; the sums below do.
+    maxima = torch.where(log_sums.isnan(), -math.inf, log_sums).flatten()
+    # Of sizes that offsets were derived from, the largest and the smallest.
+    sizes = [float(x) if vocabulary.derived else -math.inf for x in (vocabulary.size, -vocabulary.size)]
+    maxima = torch.cat([maxima, *(maxima.new_full((1,), x) for x in sizes)])
+    dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=vocabulary.group)
+    unequal = maxima[-2] + maxima[-1] > 0
+    if tokens.is_cpu and unequal:
+        raise ValueError(
+            f"first_token: expected on every rank where the slices of the vocabulary are not equal, got None with "
+            f"slices of {int(-maxima[-1])} to {int(maxima[-2])}"
+        )
+    largest = torch.where(unequal, math.nan, maxima[:-2].view(log_sums.shape))
+    below = log_sums - largest
     weight = below.exp()
     inside = (tokens >= vocabulary.first) & (tokens < vocabulary.first + vocabulary.size)
     terms = [weight, inside.double(), torch.where(inside, log_probs.double() + below, 0.0)]
@@ -277,9 +289,9 @@ def _over_ranks(
     log_total = total.log()
     token = torch.where(wrong, math.nan, token - log_total)
     log_sums = largest + log_total
-    found = [token, log_sums, *(log_total + x / total for x in weighted)]
-    token, log_sums, *weighted = (torch.where(read, x, 0.0).to(log_probs.dtype) for x in found)
-    return token, weighted[0] if weighted else entropies, log_sums
+    found = [token, *(log_total + x / total for x in weighted)]
+    token, *weighted = (torch.where(read, x, 0.0).to(log_probs.dtype) for x in found)
+    return token, weighted[0] if weighted else entropies, torch.where(read, log_sums, 0.0)
 
 
 # --- gradients ---

@@ -55,8 +55,9 @@ def check(logits: Tensor, tokens: Tensor, **options: Any) -> None:
     tolerance = TOLERANCE.get(logits.dtype, 2e-6)
     expected = plain(logits, tokens, **options)
     found = kernels.token_logprobs(logits, tokens, **options)
-    for result, exact in zip(found, expected, strict=True):
-        assert result.dtype == (F64 if logits.dtype == F64 else F32)
+    dtype = F64 if logits.dtype == F64 else F32
+    for result, exact, own in zip(found, expected, (dtype, dtype, F64), strict=True):
+        assert result.dtype == own
         same(result, exact, tolerance)
 
 
@@ -177,6 +178,21 @@ def test_the_gradient_of_a_slice_is_a_slice_of_the_gradient() -> None:
     whole = kernels.token_logprobs_gradient(logits, tokens, log_sums, entropies, g, h)
     part = kernels.token_logprobs_gradient(logits[..., 30:100], tokens, log_sums, entropies, g, h, first_token=30)
     same(part, whole[..., 30:100].double(), 0)
+
+
+@pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize("dtype", [F32, torch.bfloat16], ids=str)
+def test_an_offset_of_all_logits_changes_no_gradient(dtype: torch.dtype) -> None:
+    for offset in (1e3, -1e3, 1e6):
+        logits, tokens = (normal(1, 3, 200).double() + offset).to(dtype), some_tokens(1, 3, below=200)
+        exact = logits.double().requires_grad_()
+        expected = plain(exact, tokens, 0.7)
+        (want,) = torch.autograd.grad((expected[0] + expected[1]).sum(), exact)
+        _, entropies, log_sums = kernels.token_logprobs(logits, tokens, 0.7)
+        same(log_sums, expected[2].detach(), 1e-9)
+        ones = torch.ones(1, 3)
+        found = kernels.token_logprobs_gradient(logits, tokens, log_sums, entropies, ones, ones, 0.7)
+        same(found, want, 1e-5 if dtype == F32 else 2**-8)
 
 
 def test_the_gradient_where_logits_are_infinite_or_nan() -> None:

@@ -470,7 +470,7 @@ _LANES = {"R": logprobs.LOADS, "L": logprobs.LANES}
 
 
 def _logprobs(name: str, kernel: Any, element: str, *absent: str, strided: bool = False, **constants: Any) -> Case:
-    elements = {"tokens_ptr": "i64", "logits_ptr": element, "grad_ptr": element}
+    elements = {"tokens_ptr": "i64", "logits_ptr": element, "grad_ptr": element, "log_sums_ptr": "fp64"}
     results = "fp64" if element == "fp64" else "fp32"
     pointers = {
         p.name: elements.get(p.name, results) for p in kernel.params if p.name.endswith("_ptr") and p.name not in absent

@@ -15,7 +15,7 @@ struct TokenLogits {
   int64_t strides[3] = {};
   const int64_t* tokens = nullptr;  ///< (batch, length)
   int64_t token_strides[2] = {};
-  double temperature = 1;
+  double temperature = 1;       ///< 1e-30..1e30
   int64_t first_token = 0;      ///< the token of logit 0, where the logits are a slice of the vocabulary
   int64_t ignore_index = -100;  ///< a row with this token is not read
 
@@ -33,9 +33,10 @@ struct TokenLogits {
 /// vocabulary, that row gives L = -inf and H = 0, and a token outside the slice the log-probability -inf; otherwise a
 /// token outside is an invalid_argument. Ignored rows give 0.
 ///
-/// log_probs, entropies, log_sums  (batch, length) contiguous, float64 for float64 logits, else float32; entropies may
-///                                 be nullptr
-void token_logprobs(const TokenLogits& rows, bool partial, void* log_probs, void* entropies, void* log_sums);
+/// log_probs, entropies  (batch, length) contiguous, float64 for float64 logits, else float32; entropies may be nullptr
+/// log_sums              (batch, length) contiguous: in float32, L = 1000 would be off by 3e-5, and so would every log
+/// p
+void token_logprobs(const TokenLogits& rows, bool partial, void* log_probs, void* entropies, double* log_sums);
 
 /// (g (1[v is the token] - p_v) - h p_v (log p_v + H)) / temperature with log p = x - L, and 0 in ignored rows.
 ///

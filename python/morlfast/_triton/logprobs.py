@@ -100,7 +100,7 @@ def _finish(
     inside = (token >= 0) & (token < vocabulary) & read
     logit = tl.load(logits_ptr + token * logit_col, mask=inside, other=float("-inf")).to(factor.dtype)
     log2_total = tl.log2(total)
-    log_sum = (peak.to(tl.float64) / temperature + log2_total.to(tl.float64) * _LOG_2).to(factor.dtype)
+    log_sum = peak.to(tl.float64) / temperature + log2_total.to(tl.float64) * _LOG_2
     log_prob = ((logit - _finite(peak)) * factor - log2_total) * _LOG_2
     entropy = (log2_total - weighted / total) * _LOG_2
     nothing = float("nan")
@@ -130,7 +130,7 @@ def forward_kernel(
     tokens_ptr,  # [B, T]
     log_probs_ptr,  # [B T]
     entropies_ptr,  # [B T] or None
-    log_sums_ptr,  # [B T]
+    log_sums_ptr,  # [B T] float64
     records_ptr,  # [3, B T, parts], or None: one part
     columns,
     vocabulary,
@@ -227,7 +227,7 @@ def merge_kernel(
     tokens_ptr,  # [B, T]
     log_probs_ptr,  # [B T]
     entropies_ptr,  # [B T] or None
-    log_sums_ptr,  # [B T]
+    log_sums_ptr,  # [B T] float64
     records_ptr,  # [3, B T, parts]
     parts,
     columns,
@@ -280,7 +280,7 @@ def merge_kernel(
 def gradient_kernel(
     logits_ptr,  # [B, T, V]
     tokens_ptr,  # [B, T]
-    log_sums_ptr,  # [B, T]
+    log_sums_ptr,  # [B, T] float64
     entropies_ptr,  # [B, T], read where grad_entropies is
     grad_log_probs_ptr,  # [B, T] or None
     grad_entropies_ptr,  # [B, T] or None
@@ -311,7 +311,10 @@ def gradient_kernel(
     batch, column, token, read = _place(tokens_ptr, row, columns, token_batch, token_row, first_token, ignore_index)
     state = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     inverse = (tl.full([], 1.0, tl.float64) / temperature).to(state)
-    log_sum = tl.load(log_sums_ptr + batch * log_sum_batch + column * log_sum_row).to(state)
+    # log p = (x - origin) / temperature - rest: the difference of two large numbers is exact, and rest is small.
+    log_sum = tl.load(log_sums_ptr + batch * log_sum_batch + column * log_sum_row)
+    origin = (log_sum * temperature).to(state)
+    rest = (log_sum - origin.to(tl.float64) / temperature).to(state)
     of_log_prob = tl.zeros([], state)
     if grad_log_probs_ptr is not None:
         at = grad_log_probs_ptr + batch * grad_log_prob_batch + column * grad_log_prob_row
@@ -327,7 +330,7 @@ def gradient_kernel(
     inside = col < vocabulary
     at = logits_ptr + batch * logit_batch + column * logit_row + col.to(tl.int64) * logit_col
     x = tl.load(at, mask=col < tl.where(read, vocabulary, 0), other=float("-inf")).to(state)
-    log_p = x * inverse - log_sum
+    log_p = (x - origin) * inverse - rest
     p = tl.exp2(log_p * _LOG2_E)
     grad = -p * (constant + slope * tl.maximum(log_p, _FLOOR))
     grad = tl.where(col == token, grad + of_log_prob, grad)
@@ -358,7 +361,8 @@ def token_logprobs(
     shape, vocabulary = tokens.shape, logits.shape[2]
     rows = tokens.numel()
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    log_probs, log_sums = (torch.empty(shape, dtype=dtype, device=logits.device) for _ in range(2))
+    log_probs = torch.empty(shape, dtype=dtype, device=logits.device)
+    log_sums = torch.empty(shape, dtype=torch.float64, device=logits.device)
     entropies = torch.empty(shape if entropy else (0,), dtype=dtype, device=logits.device)
     if rows == 0:
         return log_probs, entropies, log_sums
