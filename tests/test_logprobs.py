@@ -463,6 +463,16 @@ def test_under_autocast_the_head_has_its_dtype_forward_and_backward() -> None:
         assert torch.equal(got, want)
 
 
+def test_a_backward_pass_under_autocast_has_the_dtypes_of_the_forward_pass() -> None:
+    hidden, weight = normal(8, 6, dtype=F32).requires_grad_(), normal(11, 6, dtype=F32).requires_grad_()
+    loss = linear_token_logprobs(hidden, weight, draws(8, below=11)).log_probs.sum()
+    expected = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    with torch.autocast("cpu", BF16):
+        found = torch.autograd.grad(loss, (hidden, weight))
+    for got, want in zip(found, expected, strict=True):
+        assert torch.equal(got, want)
+
+
 # Memory.
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -116,6 +117,7 @@ def linear_token_logprobs(
         mask: (...) bool, integer or floating point; a token with 0 gets 0, and its hidden state is not multiplied. To
             that end, ``labels != -100`` of labels that have ignored ones.
         max_memory: bytes for logits and, in the backward pass, their gradient, of as many rows as fit, at least one.
+            The weight's gradient and, for bfloat16 and float16, one chunk's part of it (V, D) are held besides.
         process_group, first_token: as in `token_logprobs`; weight and bias are this rank's slice of the vocabulary,
             hidden the same on every rank.
         reduce_hidden_gradient: whether to all-reduce the gradient of ``hidden``; False where what produced it does so
@@ -123,8 +125,9 @@ def linear_token_logprobs(
 
     Returns:
         TokenLogprobs(log_probs, entropies), (...) each, as `token_logprobs`. Differentiable once in hidden, weight and
-        bias: the backward pass computes the logits again, and adds up the gradients of weight and bias in float32 for
-        bfloat16 and float16.
+        bias: the backward pass computes the logits again. For bfloat16 and float16, logits, their gradient and each
+        chunk's product for the weight's gradient are rounded to that dtype, as in the head itself (a logit of 59 by
+        up to 0.125 in bfloat16); what is computed from the logits, and the sums over chunks, are float32.
 
     Under autocast, float32 becomes its dtype, as in the head itself. With a mask, the rows outside it or with
     ``ignore_index`` are dropped first, which waits for a GPU; without one, and under `torch.compile`, where their
@@ -243,6 +246,12 @@ def _under_autocast(*tensors: Tensor | None) -> list[Tensor | None]:
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [x.to(dtype) if x is not None and x.dtype == torch.float32 else x for x in tensors]
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A backward pass that is called under autocast has the dtypes of its forward pass all the same."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 # --- the vocabulary of all ranks ---
@@ -376,7 +385,7 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         hidden, weight, bias, tokens, log_sums, entropies = ctx.saved_tensors
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        with torch.no_grad():  # create_graph=True would record it
+        with torch.no_grad(), _without_autocast(hidden):  # create_graph=True would record it
             logits = _room(hidden, weight, ctx.rows)
             grad_hidden = torch.empty_like(hidden) if of_hidden else None
             grad_weight = torch.zeros_like(weight, dtype=wide) if of_weight else None
