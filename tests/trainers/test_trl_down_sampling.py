@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,6 +169,68 @@ def test_what_is_not_scored_fills_up_where_nothing_else_is_left(generated, tmp_p
     ids = generated[0]["completion_ids"]
     rows = sorted([*scored.nonzero().flatten().tolist(), *(~scored).nonzero().flatten().tolist()[: 2 - scored.sum()]])
     assert by_completion(batches) == {tuple(ids[row].tolist()): 0.0 for row in rows}
+
+
+TRUNCATED = {
+    "num_generations": 8,
+    "per_device_train_batch_size": 16,
+    "max_completion_length": 24,
+    "mask_truncated_completions": True,
+}
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_pods_selects_rollouts_with_tokens(renormalize, generated, tmp_path):
+    trainer = sampled(tmp_path, PODS(2, renormalize=renormalize), **TRUNCATED)
+    (batch,) = micro_batches(trainer)
+    every, rewards = generated[0], trainer._gathered_rewards[:, 0]
+    has_tokens = every["completion_mask"].any(1)
+    assert sorted(has_tokens.view(2, 8).sum(1).tolist()) == [1, 4]  # so that one group has to be filled up
+    expected = {}
+    for group in range(2):
+        rows = [row for row in range(8 * group, 8 * group + 8) if has_tokens[row]]
+        rows = [rows[place] for place in most_varied(rewards[rows].tolist(), min(2, len(rows)))]
+        chosen = rewards[rows]
+        advantages = every["advantages"][rows]
+        if renormalize:  # what fills up has no part in it
+            advantages = (chosen - chosen.mean()) / (chosen.std() + 1e-4) if len(rows) > 1 else torch.zeros(1)
+        ids = every["completion_ids"][rows].tolist()
+        expected.update(zip(map(tuple, ids), advantages.tolist(), strict=True))
+    on = batch["completion_mask"].any(1)
+    assert (on.sum(), len(on)) == (3, 4)
+    trained = {name: values[on] for name, values in batch.items() if name in ("completion_ids", "advantages")}
+    assert by_completion([trained]) == pytest.approx(expected, rel=1e-5)
+    assert not renormalize or batch["advantages"][~on].tolist() == [0.0]
+
+
+def test_one_rollout_with_tokens_is_no_wrong_group_size(tmp_path):
+    trainer = build(Trainer, tmp_path, options={"advantage_rules": {"singleton": "raise"}}, scale_rewards="none")
+    rewards, lengths = torch.tensor([[1.0], [2.0], [5.0], [3.0]]), torch.tensor([3, 0, 1, 1])
+    advantages = trainer._group_advantages(torch.cat([rewards, rewards], 1), 2, lengths, skip_empty=True)
+    assert advantages.tolist() == [0.0, 0.0, 2.0, -2.0]
+
+
+@pytest.mark.parametrize("scope", ["batch", "group"])
+def test_d3s_selects_rollouts_with_tokens(scope, tmp_path):
+    d3s = D3S(D3SSchedule(4 if scope == "batch" else 1, 1.0), rollout_scope=scope)
+    (batch,) = micro_batches(sampled(tmp_path, d3s, **TRUNCATED))
+    assert len(batch["advantages"]) == (4 if scope == "batch" else 2)
+    assert batch["completion_mask"].any(1).all()
+
+
+def some_words(completions, **_):
+    """Those that do not begin with the first half of the alphabet."""
+    return [None if text[:1] < "n" else value for text, value in zip(completions, spread(completions), strict=True)]
+
+
+def test_what_is_not_scored_fills_up_before_what_has_no_tokens(generated, tmp_path):
+    trainer = sampled(tmp_path, D3S(D3SSchedule(5, 1.0)), reward_funcs=[some_words], **TRUNCATED)
+    (batch,) = micro_batches(trainer)
+    has_tokens = generated[0]["completion_mask"].any(1)
+    unscored = trainer._gathered_rewards[:, 0].isnan()
+    assert 0 < (has_tokens & unscored).sum() < has_tokens.sum() == 5
+    assert unscored[~has_tokens].any()
+    assert batch["completion_mask"].any(1).all()
 
 
 def log_probs_and_entropies(trainer, batch):
@@ -342,6 +405,35 @@ def test_logged_completions_are_those_generated_and_say_which_were_trained_on(tm
     assert len(trainer._logs["completion"]) == 8
 
 
+def test_zero_advantages_are_counted_with_what_is_dropped(tmp_path):
+    trainer = sampled(tmp_path, PODS(2, renormalize=False), **TWO_STEPS)
+    batches = micro_batches(trainer)
+    learned = sum(int((batch["advantages"] != 0).sum()) for batch in batches)
+    assert learned == 4 < sum(advantage != 0 for advantage in trainer._logs["advantages"])
+    assert trainer._metrics["train"]["frac_advantage_zero"] == [0.5]
+
+
+def test_logged_flags_follow_the_option(tmp_path):
+    trainer = sampled(tmp_path, None, **TWO_STEPS)
+    micro_batches(trainer)
+    trainer.down_sampling = PODS(2)
+    trainer.model.eval()
+    trainer._prepare_inputs([{"prompt": "a b"}] * 2)  # fewer than are logged
+    chosen = trainer._logs["extra"]["trained_on"]
+    assert list(chosen) == [None] * 6 + [False] * 2
+    assert len(trainer._logs["prompt"]) == 8
+    trainer.model.train()
+    micro_batches(trainer)
+    assert sum(chosen) == 4
+    trainer.down_sampling = None
+    trainer.model.eval()
+    trainer._prepare_inputs([{"prompt": "a b"}] * 2)
+    assert list(chosen)[6:] == [False] * 2
+    trainer.model.train()
+    micro_batches(trainer)
+    assert list(chosen) == [True] * 8
+
+
 def test_the_option_is_an_attribute_that_each_generation_reads(tmp_path):
     trainer = sampled(tmp_path, None, **TWO_STEPS)
     whole = micro_batches(trainer)
@@ -393,7 +485,7 @@ def test_rows_take_their_images_along():
     assert taken["num_items_in_batch"] == 8
 
 
-@pytest.mark.parametrize(
+WRONG = pytest.mark.parametrize(
     ("arguments", "method", "error", "message"),
     [
         ({}, "pods", TypeError, r"down_sampling: expected D3S, PODS or None, got str"),
@@ -418,9 +510,20 @@ def test_rows_take_their_images_along():
         ({}, D3S(HALF, threshold="quantile"), ValueError, r'threshold: expected "exact".*dapo.*got "quantile"'),
     ],
 )
+
+
+@WRONG
 def test_what_cannot_be_sampled_is_an_error_at_construction(arguments, method, error, message, tmp_path):
     with pytest.raises(error, match=message):
         build(Trainer, tmp_path, options={"down_sampling": method}, **arguments)
+
+
+@WRONG
+def test_what_cannot_be_sampled_is_an_error_when_it_is_set_later(arguments, method, error, message, tmp_path):
+    trainer = sampled(tmp_path, None, **arguments)
+    trainer.down_sampling = method
+    with pytest.raises(error, match=message):
+        micro_batches(trainer)
 
 
 # ---- two processes ----
@@ -571,8 +674,32 @@ def test_two_processes_train_on_what_one_would_select(name, two_processes):
     assert float(loss) == pytest.approx(-sum(sums) / sum(counts), rel=1e-4, abs=1e-5)
 
 
-def test_rollouts_with_images_stay_in_their_process():
-    batch = {"completion_ids": torch.zeros(2, 3, dtype=torch.int64), "pixel_values": torch.zeros(2, 4)}
-    accelerator = SimpleNamespace(pad_across_processes=lambda values, **_: values, gather=lambda values: values)
-    with pytest.raises(ValueError, match=r"down_sampling: expected a batch of text.* got pixel_values"):
-        _trl_downsampling._rows_of_processes(batch, accelerator, pad_token_id=0)
+def first_of_two(scope, others, **batch):
+    """What the first process makes of rows that stay, where the other one has `others`."""
+    batch = {
+        "completion_ids": torch.zeros(4, 3, dtype=torch.int64),
+        "completion_mask": torch.ones(4, 3, dtype=torch.int64),
+        "advantages": torch.zeros(4),
+        "num_items_in_batch": torch.tensor(24),
+        **batch,
+    }
+    trainer = _trl_downsampling.DownSampling()
+    trainer.accelerator = SimpleNamespace(
+        num_processes=2, process_index=0, gather=lambda own: torch.cat([own.view(-1), torch.tensor([others])])
+    )
+    trainer.num_generations = 4
+    trainer._metrics = {"train": defaultdict(list)}
+    trainer._selected_with = D3S(D3SSchedule(4 if scope == "batch" else 2, 1.0), rollout_scope=scope)
+    return trainer._down_sampled(batch, torch.tensor([0, 2, 5, 7]))
+
+
+@pytest.mark.parametrize(
+    ("others", "images", "message"),
+    [(0, {"pixel_values": torch.zeros(4, 2)}, "got pixel_values;"), (1, {}, "got images on another one;")],
+)
+def test_images_that_may_have_to_move_are_refused_on_every_process(others, images, message):
+    with pytest.raises(ValueError, match=rf"down_sampling: expected a batch of text.* {message}"):
+        first_of_two("batch", others, **images)
+    assert len(first_of_two("batch", 0)["advantages"]) == 2
+    taken = first_of_two("group", others, **images)  # whole groups on each process
+    assert [len(taken[name]) for name in ("advantages", *images)] == [2] * (1 + len(images))

@@ -94,16 +94,21 @@ class DownSampling(_Trainer):  # type: ignore[misc]
 
     # ---- rollouts ----
 
-    def _select_rollouts(self, rewards: Tensor, advantages: Tensor) -> Tensor | None:
-        """Rows (K,), ascending, among all processes' rewards (N, M) and advantages (N,); the same on every process."""
+    def _select_rollouts(self, rewards: Tensor, advantages: Tensor, lengths: Tensor | None) -> Tensor | None:
+        """Rows (K,), ascending, among all processes' rewards (N, M) and advantages (N,); the same on every process.
+
+        `lengths` (N,) are in tokens that the loss counts: 0 of a truncated rollout that is masked. None will do without
+        down-sampling.
+        """
+        self._check_down_sampling()  # the attributes may be others by now
         self._selected_with = method = self.down_sampling
         self._progress = min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
-        if method is None:
+        if method is None or lengths is None:
             return None
         rows, size = len(advantages), self.num_generations
-        unscored = rewards.isnan().all(1)
+        is_empty = lengths == 0
+        unscored = rewards.isnan().all(1) | is_empty
         if isinstance(method, PODS):
-            self._check_k(method.k, rows)
             k = method.k
             weighted = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
             mask = method.select(weighted.masked_fill(unscored, math.nan), group_size=size).mask
@@ -117,7 +122,8 @@ class DownSampling(_Trainer):  # type: ignore[misc]
             scored = advantages.masked_fill(unscored, math.nan)
             mask = rounded.select_rollouts(scored, group_size=self.num_generations, progress=self._progress).mask
         # Where fewer than k count, the first of the others too: all micro-batches shall have equally many rows.
-        order = (~mask).view(-1, size).to(torch.uint8).argsort(dim=1, stable=True)[:, :k].sort(1).values
+        place = (~mask).to(torch.uint8) + is_empty  # selected, with tokens, without
+        order = place.view(-1, size).argsort(dim=1, stable=True)[:, :k].sort(1).values
         selected = (order + torch.arange(0, rows, size, device=order.device)[:, None]).flatten()
         return broadcast(selected) if self.accelerator.num_processes > 1 else selected  # a method may draw
 
@@ -125,6 +131,15 @@ class DownSampling(_Trainer):  # type: ignore[misc]
         """Of what k of each group is a multiple, so that all processes' micro-batches have equally many rows."""
         parts = self.accelerator.num_processes * self.args.steps_per_generation
         return int(parts // math.gcd(parts, groups))
+
+    def _may_move(self, rows: int) -> bool:
+        """Whether a process may have more than its share of the selected rows, in this generation or another."""
+        method, size = self._selected_with, self.num_generations
+        if isinstance(method, D3S):
+            if method.schedule.rollouts is None:
+                return False
+            size = rows if method.rollout_scope == "batch" else size
+        return bool(rows // size % self.accelerator.num_processes)
 
     def _check_k(self, k: int, rows: int) -> None:
         groups = rows // self.num_generations
@@ -140,6 +155,8 @@ class DownSampling(_Trainer):  # type: ignore[misc]
         """This process's share of the selected rows, and which of their tokens, where that is known by now."""
         method, process = self._selected_with, self.accelerator.process_index
         held = len(output["advantages"])  # by each process
+        if self._may_move(held * self.accelerator.num_processes):
+            _refuse_images(output, self.accelerator)
         output["generated_items"] = output["num_items_in_batch"]
         if isinstance(method, D3S) and method.token_scope == "group":
             everyones = torch.arange(process * held, (process + 1) * held, device=rows.device)
@@ -150,7 +167,7 @@ class DownSampling(_Trainer):  # type: ignore[misc]
             output = _take_rows(output, own - process * held)
         else:
             output = _take_rows(_rows_of_processes(output, self.accelerator, self._tokenizer.pad_token_id), own)
-        output["num_items_in_batch"] = self.accelerator.gather(_counted(output).sum()).sum()
+        output["num_items_in_batch"] = self.accelerator.gather(counted_tokens(output).sum()).sum()
 
         metrics = self._metrics["train"]
         metrics["frac_rollouts_trained"].append(rows.numel() / (held * len(shares)))
@@ -185,7 +202,7 @@ class DownSampling(_Trainer):  # type: ignore[misc]
         return method.select_tokens(
             batch["advantages"],
             entropies,
-            _counted(batch),
+            counted_tokens(batch),
             group_ids=batch.get("group_ids"),
             process_group=dist.group.WORLD if self.accelerator.num_processes > 1 else None,
             progress=self._progress,
@@ -254,7 +271,7 @@ class DownSampling(_Trainer):  # type: ignore[misc]
         return every.clamp(min=1) / own.clamp(min=1)
 
 
-def _counted(batch: dict[str, Any]) -> Tensor:
+def counted_tokens(batch: dict[str, Any]) -> Tensor:
     """(B, T) tokens that the loss counts: not padding, not a tool's."""
     mask: Tensor = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
@@ -279,16 +296,27 @@ def _rows_of_processes(batch: dict[str, Any], accelerator: Any, pad_token_id: in
     filling = {**_FILLING, "prompt_ids": pad_token_id, "completion_ids": pad_token_id}
 
     def gathered(name: str, values: Tensor) -> Tensor:
-        if name not in filling:
-            raise ValueError(
-                f"down_sampling: expected a batch of text, since selected rollouts change their process, got {name}; "
-                "select in groups, and let each process hold whole ones"
-            )
         if values.dim() > 1:
             left = name.startswith("prompt_")
             values = accelerator.pad_across_processes(values, dim=1, pad_index=filling[name], pad_first=left)
         everyones: Tensor = accelerator.gather(values.contiguous())
         return everyones
 
-    is_scalar = {name: isinstance(values, Tensor) and values.dim() == 0 for name, values in batch.items()}
-    return {name: values if is_scalar[name] else gathered(name, values) for name, values in batch.items()}
+    return {name: values if _is_scalar(values) else gathered(name, values) for name, values in batch.items()}
+
+
+def _refuse_images(batch: dict[str, Any], accelerator: Any) -> None:
+    """ValueError on all processes where any has what `_rows_of_processes` cannot move: or the others would wait."""
+    known = {*_FILLING, "prompt_ids", "completion_ids"}
+    others = [name for name, values in batch.items() if name not in known and not _is_scalar(values)]
+    flag = torch.tensor([len(others)], device=batch["advantages"].device)
+    if accelerator.gather(flag).any():
+        came = others[0] if others else "images on another one"
+        raise ValueError(
+            f"down_sampling: expected a batch of text, since selected rollouts change their process, got {came}; "
+            "select in groups, and let each process hold whole ones"
+        )
+
+
+def _is_scalar(values: Any) -> bool:
+    return isinstance(values, Tensor) and values.dim() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from types import MappingProxyType
@@ -19,7 +20,7 @@ try:
     from trl import GRPOTrainer
 except ModuleNotFoundError as error:
     raise needs_extra(error, "trl", "trl") from error
-from morlfast.integrations._trl_downsampling import DownSampling
+from morlfast.integrations._trl_downsampling import DownSampling, counted_tokens
 
 CHECKED_VERSIONS = ("1.16.0",)
 
@@ -56,22 +57,24 @@ class MultiObjectiveMixin(DownSampling):
 
     Metrics: the trainer's own are of rewards, and stay; so `frac_reward_zero_std` follows
     `multi_objective_aggregation` alone. The advantages of logged completions are these, and `frac_advantage_zero` is
-    the part of the rollouts from which nothing is learned.
+    the part of the rollouts whose advantage is 0 or that down-sampling drops.
 
     As in TRL a reward of None or NaN is not scored, whatever the preset, unless `advantage_rules` have a `nan`; and an
     advantage that is NaN by some other rule becomes 0. A reward that is infinite raises ValueError (TRL goes on
     with advantages of 0 and 3e38).
 
-    Down-sampling, in training alone: rollouts are selected among those of all processes, as one process would, and
-    move to another process where one has more than its share. All micro-batches have equally many rows: PODS's `k` has
-    to allow that, D3S's budget is rounded to what does, and where fewer are scored others fill up, with advantage 0.
-    PODS goes by the weighted sum of rewards; with `renormalize` advantages are those among the selected, by the rules
-    above. D3S selects tokens in place of `top_entropy_quantile`: with `entropy="current"` among those of a micro-batch
-    on all processes, as that does; with `"old"` among those of all that was generated, at the cost of one more forward
-    pass. `loss_denominator="kept"` is refused for losses that divide by no number of tokens ("dr_grpo", "luspo").
-    Progress is `global_step / max_steps` when the rollouts were generated, so checkpoints need nothing of it, and
-    `D3S.step` is not to be called. Metrics are `frac_rollouts_trained` and `frac_tokens_trained`, of those generated.
-    Logged completions are all that were generated, with a column `trained_on`.
+    Down-sampling, in training alone: rollouts are selected among those of all processes, as one process would, and move
+    to another process where one has more than its share. All micro-batches have equally many rows: PODS's `k` has to
+    allow that, D3S's budget is rounded to what does, and where fewer are scored others fill up, with advantage 0; last
+    those without a token that the loss counts (`mask_truncated_completions`), which are not selected otherwise. PODS
+    goes by the weighted sum of rewards; with `renormalize` advantages are those among the selected, by the rules above,
+    and those without a token are not scored. D3S selects tokens in place of `top_entropy_quantile`: with
+    `entropy="current"` among those of a micro-batch on all processes, as that does; with `"old"` among those of all
+    that was generated, at the cost of one more forward pass. `loss_denominator="kept"` is refused for losses that
+    divide by no number of tokens ("dr_grpo", "luspo"). Progress is `global_step / max_steps` when the rollouts were
+    generated, so checkpoints need nothing of it, and `D3S.step` is not to be called. Metrics are
+    `frac_rollouts_trained` and `frac_tokens_trained`, of those generated. Logged completions are all that were
+    generated, with a column `trained_on`.
 
     Rewards changed by an override of `_calculate_rewards` count if that class comes after this one:
     `class Trainer(MultiObjectiveMixin, TrainerWithChangedRewards)`.
@@ -119,35 +122,45 @@ class MultiObjectiveMixin(DownSampling):
         rewards = self._gathered_rewards
         self._refuse_infinite(rewards)
         lengths = None
-        if _counts_tokens(self._advantage_rules()):
-            counted = output["completion_mask"] * output.get("tool_mask", 1)
-            lengths = self.accelerator.gather(counted.sum(1))
+        samples = mode == "train" and self.down_sampling is not None
+        if samples or _counts_tokens(self._advantage_rules()):
+            lengths = self.accelerator.gather(counted_tokens(output).sum(1))
         size = self.num_generations if mode == "train" else self.num_generations_eval
         advantages = self._group_advantages(rewards, group_size=size, lengths=lengths)
-        rows = self._select_rollouts(rewards, advantages) if mode == "train" else None
-        if rows is not None and isinstance(self.down_sampling, PODS) and self.down_sampling.renormalize:
-            of_selected = None if lengths is None else lengths[rows]
-            advantages[rows] = self._group_advantages(rewards[rows], self.down_sampling.k, of_selected)
+        rows = self._select_rollouts(rewards, advantages, lengths) if mode == "train" else None
+        dropped = torch.full_like(advantages, rows is not None, dtype=torch.bool)
+        if rows is not None:
+            dropped[rows] = False
+            if lengths is not None and isinstance(self.down_sampling, PODS) and self.down_sampling.renormalize:
+                k = self.down_sampling.k
+                advantages[rows] = self._group_advantages(rewards[rows], k, lengths[rows], skip_empty=True)
 
         rollouts = len(output["advantages"])
         first = self.accelerator.process_index * rollouts
         output["advantages"] = advantages[first : first + rollouts]
 
         is_zero = advantages.isclose(advantages.new_zeros(()))  # whitening subtracts a mean that may be 1e-17
-        self._metrics[mode]["frac_advantage_zero"].append(is_zero.float().mean().item())
+        self._metrics[mode]["frac_advantage_zero"].append((is_zero | dropped).float().mean().item())
         logged = self._logs["advantages"]  # a deque of bounded length, to which the trainer has added its own
         for _ in range(min(len(advantages), len(logged))):
             logged.pop()
         logged.extend(advantages.tolist())
-        if self.down_sampling is not None:
-            trained_on = torch.zeros(len(advantages), dtype=torch.bool, device=advantages.device)
-            if rows is not None:
-                trained_on[rows] = True
-            self._logs["extra"]["trained_on"].extend(trained_on.tolist())
+        extra = self._logs["extra"]
+        if self.down_sampling is not None and "trained_on" not in extra:
+            extra["trained_on"].extend([None] * (len(self._logs["prompt"]) - len(advantages)))  # those logged before
+        if "trained_on" in extra:
+            extra["trained_on"].extend((~dropped & (mode == "train")).tolist())
         return output if rows is None else self._down_sampled(output, rows)
 
-    def _group_advantages(self, rewards: Tensor, group_size: int, lengths: Tensor | None) -> Tensor:
+    def _group_advantages(
+        self, rewards: Tensor, group_size: int, lengths: Tensor | None, skip_empty: bool = False
+    ) -> Tensor:
+        """(N,) of rewards (N, M); with `skip_empty` rollouts of length 0 are not scored."""
         rules = self._advantage_rules()
+        if skip_empty and lengths is not None and bool((lengths == 0).any()):
+            rewards = rewards.masked_fill((lengths == 0)[:, None], math.nan)
+            # Truncation may leave one of a group, which is no mistake in the arguments.
+            rules = replace(rules, nan="skip", singleton="zero" if rules.singleton == "raise" else rules.singleton)
         weights = self.reward_weights.to(rewards.device)
         lengths = lengths if _counts_tokens(rules) else None
         advantages = group_advantages(rewards, group_size, weights=weights, lengths=lengths, **asdict(rules))
