@@ -418,7 +418,7 @@ def extend_legacy_trainer(ray_trainer: ModuleType) -> None:
     """
     trainer = ray_trainer.RayPPOTrainer
 
-    def __init_subclass__(cls: Any, **kwargs: Any) -> None:  # noqa: N807
+    def __init_subclass__(cls: Any, /, **kwargs: Any) -> None:  # noqa: N807
         super(trainer, cls).__init_subclass__(**kwargs)
         _refuse_options(cls)
 
