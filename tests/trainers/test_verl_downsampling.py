@@ -27,7 +27,7 @@ from verl.trainer.ppo import core_algos, ray_trainer
 from verl.trainer.ppo.v1 import PPOTrainerSync, trainer_base
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
-from verl.utils.metric import AggregationType, Metric
+from verl.utils.metric import Metric
 from verl.workers.utils import losses
 
 
@@ -655,13 +655,16 @@ def test_the_share_of_kept_tokens_is_the_mini_batchs(monkeypatch) -> None:
     rules = downsampling._rules(trainer._morlfast_step)
     tu.assign_non_tensor(data, calculate_entropy=True, global_batch_size=48, **{downsampling._RULES: rules})
     workers.dp = 1
-    for start in (0, 24):
-        workers.loss(tu.index_select_tensor_dict(data, torch.arange(start, start + 24)), tokens)
-    shares = Metric(AggregationType.SUM)
-    for micro in workers.metrics:
-        shares.append(micro["actor/morlfast_kept_tokens"])
-    assert len(shares.values) == 2
-    assert shares.aggregate() == pytest.approx(-(-tokens // 2) / tokens)
+    kept = 0
+    for rows in (torch.arange(6), torch.arange(6, 24), torch.arange(24, 48)):
+        workers.loss(tu.index_select_tensor_dict(data, rows), tokens)
+        kept += -(-int(inputs["response_mask"][rows].sum()) // 2)
+    shares = workers.metrics[0]["actor/morlfast_kept_tokens"].init_list()
+    for micro in workers.metrics:  # as verl's engines gather them
+        shares.extend(micro["actor/morlfast_kept_tokens"])
+    assert len(shares.values) == 3
+    assert shares.values[2] == 0
+    assert shares.aggregate() == pytest.approx(kept / tokens)
 
 
 def test_workers_select_over_their_process_group(monkeypatch, tmp_path) -> None:
