@@ -1,7 +1,8 @@
-"""Log-probabilities and entropies from logits, and their gradient, against the trainers' formulas for the CPU.
+"""Log-probabilities and entropies from logits, and their gradient, against the trainers' formulas.
 
 TRL's and verl's are written out: chunks of 128 and of 2048 rows of a `log_softmax` or `softmax`, and the token's
-log-probability apart from them. The memory that a call adds is measured too.
+log-probability apart from them. On a GPU TRL's own kernel is a peer, where trl is installed. The memory that a call
+adds is measured too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Their sums lose four digits of float32 against large logits; in bfloat16 they have two or three at all.
 SAME = {"float32": close(rtol=1e-5, atol=2e-4), "bfloat16": close(rtol=2e-2, atol=2e-2)}
 SHAPES = ((256, 32000), (2048, 32000))
+ON_GPU = ((1024, 151936), (8192, 151936))
 TRL_CHUNK, VERL_CHUNK = 128, 2048
 ROLLOUTS = 8
 
@@ -50,6 +52,17 @@ def verl(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         x = chunk.float()
         entropies.append(torch.logsumexp(x, dim=-1) - (softmax(x, dim=-1) * x).sum(-1))
     return own(log_softmax(logits, dim=-1), tokens), torch.cat(entropies)
+
+
+def trl_kernel() -> Formula:
+    """TRL's Triton kernel, whose logits are (B, T, V)."""
+    from trl.kernels import selective_log_softmax_and_entropy
+
+    def both(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs, entropies = selective_log_softmax_and_entropy(logits[None], tokens[None])
+        return log_probs[0], entropies[0]
+
+    return both
 
 
 def plain(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +111,7 @@ def _case(
         ours=form(ours),
         dtype=kind,
         peers=(
+            *((Peer("TRL Triton", SAME[kind], lambda: form(trl_kernel()), "trl"),) if shape in ON_GPU else ()),
             peer("TRL chunks", trl, "1.16 formula", 4.0 if dtype == torch.float32 else 1.0),
             peer("verl chunks", verl, "0.9 formula", 4.0 if dtype == torch.float32 else None),
             peer("torch", plain, torch.__version__),
@@ -118,6 +132,22 @@ def backward(shape: Shape, kind: str) -> Case:
 
 
 OPERATIONS = (
-    Operation("token_logprobs", ("N", "V"), tuple(DTYPES), SHAPES, forward),
-    Operation("token_logprobs_backward", ("N", "V"), tuple(DTYPES), ((256, 32000), (1024, 32000)), backward),
+    Operation(
+        "token_logprobs",
+        ("N", "V"),
+        tuple(DTYPES),
+        SHAPES,
+        forward,
+        cuda_variants=("bfloat16",),
+        cuda_shapes=ON_GPU,
+    ),
+    Operation(
+        "token_logprobs_backward",
+        ("N", "V"),
+        tuple(DTYPES),
+        ((256, 32000), (1024, 32000)),
+        backward,
+        cuda_variants=("bfloat16",),
+        cuda_shapes=ON_GPU[:1],
+    ),
 )

@@ -151,5 +151,6 @@ OPERATIONS = (
         ("entropy", *MASKS, "quantile", "advantage-entropy"),
         ((64, 4096), (512, 8192)),
         select_tokens,
+        cuda_shapes=((512, 8192), (2048, 8192)),
     ),
 )
