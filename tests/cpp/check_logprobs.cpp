@@ -151,7 +151,9 @@ void compare_gradient(Random& random, const TokenLogits& rows, const Array& logi
       const double size = std::isinf(x) ? 0 : 1 + std::fabs(x) + std::fabs(log_sum);
       const double parts = std::fabs(of_log_prob) + std::fabs(of_entropy) * (1 + std::fabs(entropy) + size);
       const double off = 4 * eps * (p * size * parts + std::fabs(of_log_prob)) / rows.temperature;
-      expect(std::fabs(found - want) <= off + last * std::fabs(want) + least,
+      // Another row's log sum, by a repeated element, may take it beyond float16.
+      const bool beyond = logits.dtype() == Dtype::float16 && std::isinf(found) && found * want > 0;
+      expect(beyond ? std::fabs(want) + off >= 65504 : std::fabs(found - want) <= off + last * std::fabs(want) + least,
              "gradient " + std::to_string(found) + ", not " + std::to_string(want));
     }
   }
