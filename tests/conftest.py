@@ -1,4 +1,4 @@
-"""GPU tests, the hypothesis profiles and the poison that makes an unwritten output visible."""
+"""GPU tests, the hypothesis profiles, processes, and the poison that makes an unwritten output visible."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from hypothesis import settings
+from ranks import WORLDS, Ranks
 
 settings.register_profile("gate", derandomize=True, deadline=None, max_examples=50)
 settings.register_profile("explore", deadline=None, max_examples=2000)
@@ -44,3 +45,11 @@ def run_python() -> Callable[[str], str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"{world} ranks")
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Two and four processes of torch.distributed."""
+    group = Ranks(request.param, tmp_path_factory.mktemp("store"))
+    yield group
+    group.stop()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import struct
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import morlfast
@@ -17,20 +16,7 @@ from morlfast._distributed import gather_rows
 from ranks import SECONDS, Ranks
 
 NAN = float("nan")
-WORLDS = {2: [7, 5], 4: [6, 0, 1, 5]}
 N = 12
-
-
-@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"{world} ranks")
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    group = Ranks(request.param, tmp_path_factory.mktemp("store"))
-    yield group
-    group.stop()
-
-
-def rows_of_ranks(ranks: Ranks) -> list[slice]:
-    ends = np.cumsum(WORLDS[len(ranks.pipes)]).tolist()
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -65,7 +51,7 @@ def columns(dtype: torch.dtype) -> list[torch.Tensor]:
 )
 def test_rows_arrive_bit_for_bit(ranks, dtypes):
     everyone = [column for dtype in dtypes for column in columns(dtype)]
-    own = rows_of_ranks(ranks)
+    own = ranks.rows()
     for rank, answer in enumerate(ranks.run(gather, [([column[rows] for column in everyone],) for rows in own])):
         gathered, rows = answer
         assert rows == own[rank]
@@ -78,7 +64,7 @@ def test_nan_payloads_signed_zeros_and_subnormals_arrive(ranks):
     patterns = [0x7FF800000000BEEF, 0xFFF0000000000001, 0x8000000000000000, 1, 0x7FF0000000000000, 0]
     doubles = torch.tensor([struct.unpack("<d", struct.pack("<Q", p)) for p in patterns * 2], dtype=torch.float64)
     doubles = doubles.view(torch.int64)  # arithmetic must not touch them on their way here
-    answers = ranks.run(gather, [([doubles[rows].view(torch.float64)],) for rows in rows_of_ranks(ranks)])
+    answers = ranks.run(gather, [([doubles[rows].view(torch.float64)],) for rows in ranks.rows()])
     for (got,), _ in answers:
         assert torch.equal(got.view(torch.int64), doubles)
 
@@ -180,7 +166,7 @@ CASES: dict[str, tuple[torch.Tensor, dict[str, Any], dict[str, Any]]] = {
 def test_ranks_give_what_one_rank_gives_for_all_rows(ranks, case):
     rewards, shared, rowwise = CASES[case]
     want = morlfast.group_advantages(rewards, **shared, **rowwise)
-    own = rows_of_ranks(ranks)
+    own = ranks.rows()
     arguments = [(rewards[rows], {**shared, **{k: v[rows] for k, v in rowwise.items()}}) for rows in own]
     for rows, got in zip(own, ranks.run(advantages, arguments), strict=True):
         assert got.dtype == want.dtype
@@ -191,7 +177,7 @@ def test_ranks_give_what_one_rank_gives_for_all_rows(ranks, case):
     "options", [{}, {"preset": "verl", "method": "gdpo"}, {"preset": "verl", "method": "opo"}], ids=str
 )
 def test_each_rank_has_its_tokens(ranks, options):
-    own = rows_of_ranks(ranks)
+    own = ranks.rows()
     mask = torch.arange(7) < LENGTHS[:, None]
     want = morlfast.group_advantages(scores(N, 2), group_ids=LABELS, mask=mask, **options)
     arguments = []
@@ -218,7 +204,7 @@ def test_token_rewards_are_summed_as_on_one_rank(ranks, dtype, nan):
     tokens[9, 1], tokens[9, 2] = float("inf"), 1.0
     ids = torch.arange(N) % 4
     want = morlfast.group_advantages(token_rewards=tokens, group_ids=ids, nan=nan)
-    arguments = [(tokens[rows], {"group_ids": ids[rows], "nan": nan}) for rows in rows_of_ranks(ranks)]
+    arguments = [(tokens[rows], {"group_ids": ids[rows], "nan": nan}) for rows in ranks.rows()]
     got = torch.cat(ranks.run(from_tokens, arguments))
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
@@ -231,7 +217,7 @@ def into_out(rewards: torch.Tensor, options: dict[str, Any]) -> tuple[bool, torc
 
 def test_out(ranks):
     want = morlfast.group_advantages(scores(N), group_ids=IDS)
-    own = rows_of_ranks(ranks)
+    own = ranks.rows()
     answers = ranks.run(into_out, [(scores(N)[rows], {"group_ids": IDS[rows]}) for rows in own])
     for rows, (same, out) in zip(own, answers, strict=True):
         assert same
@@ -277,7 +263,7 @@ def test_different_arguments_raise_on_every_rank(ranks):
 
 
 def test_group_size_must_divide_the_rows_of_all_ranks(ranks):
-    own = rows_of_ranks(ranks)
+    own = ranks.rows()
     for answer in ranks.run_to_errors(advantages, [(scores(N)[rows], {"group_size": 5}) for rows in own]):
         with pytest.raises(ValueError, match="group_size: expected a positive divisor of the 12 rollouts, got 5"):
             raise answer

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from morlfast.downsampling import D3S, PODS, D3SSchedule, token_mean
 from morlfast.entropy_smoothing import EntropyHistory
-from ranks import Ranks
-
-WORLDS = {2: [7, 5], 4: [6, 0, 1, 5]}
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -22,18 +17,6 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def flags(*shape: int, seed: int = 0, share: float = 0.7) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < share
-
-
-@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"{world} ranks")
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    group = Ranks(request.param, tmp_path_factory.mktemp("store"))
-    yield group
-    group.stop()
-
-
-def rows_of(ranks: Ranks) -> list[slice]:
-    ends = np.cumsum(WORLDS[len(ranks.pipes)]).tolist()
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def select_of_ranks(d3s: D3S, advantages: torch.Tensor, entropies: torch.Tensor, mask: torch.Tensor, ids: Any) -> Any:
@@ -60,7 +43,7 @@ def test_ranks_select_what_one_rank_selects(ranks, rollout_scope, token_scope):
     for budget, zeros in ((2, "keep"), (5, "drop"), (100, "keep"), (None, "drop")):
         d3s = D3S(D3SSchedule(budget, 0.3), rollout_scope=rollout_scope, token_scope=token_scope, zero_advantages=zeros)
         want = d3s.select(advantages, entropies, mask, group_ids=ids)
-        arguments = [(d3s, advantages[rows], entropies[rows], mask[rows], ids[rows]) for rows in rows_of(ranks)]
+        arguments = [(d3s, advantages[rows], entropies[rows], mask[rows], ids[rows]) for rows in ranks.rows()]
         got = ranks.run(select_of_ranks, arguments)
         assert torch.equal(torch.cat([own.rollouts.mask for own in got]), want.rollouts.mask)
         assert torch.equal(torch.cat([own.tokens for own in got]), want.tokens)
@@ -68,7 +51,7 @@ def test_ranks_select_what_one_rank_selects(ranks, rollout_scope, token_scope):
 
 def test_ranks_select_the_rollouts_of_pods(ranks):
     rewards, ids = normal(12), torch.tensor([5, -1, 5, 9, -1, 5, 9, 9, -1, 5, 2, 9])
-    got = torch.cat(ranks.run(pods_of_ranks, [(rewards[rows], ids[rows]) for rows in rows_of(ranks)]))
+    got = torch.cat(ranks.run(pods_of_ranks, [(rewards[rows], ids[rows]) for rows in ranks.rows()]))
     assert torch.equal(got, PODS(2).select(rewards, group_ids=ids).mask)
 
 
@@ -78,7 +61,7 @@ def test_averaged_over_ranks_the_loss_is_the_mean_of_all_tokens(ranks, denominat
     single = values.clone().requires_grad_()
     want = token_mean(single, keep, mask, loss_denominator=denominator)
     want.backward()
-    arguments = [(values[rows], keep[rows], mask[rows], denominator) for rows in rows_of(ranks)]
+    arguments = [(values[rows], keep[rows], mask[rows], denominator) for rows in ranks.rows()]
     answers = ranks.run(mean_of_ranks, arguments)
     losses, gradients = zip(*answers, strict=True)
     assert torch.allclose(torch.stack(losses).mean(), want, rtol=1e-13)
@@ -95,5 +78,5 @@ def test_every_rank_has_the_history_of_all_rows(ranks):
     entropies, steps, mask = normal(12, 5).abs(), torch.arange(12) % 3, flags(12, 5)
     history = EntropyHistory(4)
     history.update(entropies, steps, mask)
-    for got in ranks.run(update_of_ranks, [(entropies[rows], steps[rows], mask[rows]) for rows in rows_of(ranks)]):
+    for got in ranks.run(update_of_ranks, [(entropies[rows], steps[rows], mask[rows]) for rows in ranks.rows()]):
         assert torch.allclose(got, history.means(), rtol=1e-14, equal_nan=True)

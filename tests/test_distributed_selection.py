@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import morlfast
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Ranks
 
 NAN, INF = float("nan"), float("inf")
-WORLDS = {2: [7, 5], 4: [6, 0, 1, 5]}
 N, T = 12, 40
-
-
-@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"{world} ranks")
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    group = Ranks(request.param, tmp_path_factory.mktemp("store"))
-    yield group
-    group.stop()
-
-
-def rows_of_ranks(ranks: Ranks) -> list[slice]:
-    ends = np.cumsum(WORLDS[len(ranks.pipes)]).tolist()
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def eighths(*shape: int, seed: int = 7) -> torch.Tensor:
@@ -91,7 +75,7 @@ def test_ranks_keep_the_tokens_that_one_rank_keeps(ranks, case):
     advantages, entropies, shared, rowwise = CASES[case]
     arguments = [
         (advantages[rows], entropies[rows], MASK[rows], {**shared, **{k: v[rows] for k, v in rowwise.items()}})
-        for rows in rows_of_ranks(ranks)
+        for rows in ranks.rows()
     ]
     got = torch.cat(ranks.run(tokens_of_all_ratios, arguments), 1)
     for ratio, kept in zip(RATIOS, got, strict=True):
@@ -103,7 +87,7 @@ def test_ranks_keep_the_tokens_that_one_rank_keeps(ranks, case):
 def test_scores_of_ranks_in_place_of_the_product(ranks):
     scores = eighths(N, T)
     want = morlfast.select_tokens(None, None, MASK, 0.25, score=scores)
-    arguments = [(None, None, MASK[rows], 0.25, {"score": scores[rows]}) for rows in rows_of_ranks(ranks)]
+    arguments = [(None, None, MASK[rows], 0.25, {"score": scores[rows]}) for rows in ranks.rows()]
     assert torch.equal(torch.cat(ranks.run(tokens, arguments)), want)
 
 
@@ -111,7 +95,7 @@ def test_ranks_may_pad_to_lengths_and_have_dtypes_of_their_own(ranks):
     advantages, entropies = eighths(N), eighths(N, T, seed=1).abs()
     want = morlfast.select_tokens(advantages.double(), entropies.double(), MASK, 0.3)
     arguments = []
-    for rank, rows in enumerate(rows_of_ranks(ranks)):
+    for rank, rows in enumerate(ranks.rows()):
         pad = (0, rank)
         own = torch.nn.functional.pad(entropies[rows], pad).to([torch.float32, torch.float64][rank % 2])
         arguments.append((advantages[rows], own, torch.nn.functional.pad(MASK[rows], pad).long(), 0.3, {}))
@@ -123,7 +107,7 @@ def test_large_batches_of_tokens(ranks):
     advantages, entropies = normal(N), normal(N, 20000, seed=1).abs()
     mask = normal(N, 20000, seed=2) > -1
     want = morlfast.select_tokens(advantages, entropies, mask, 0.2)
-    arguments = [(advantages[rows], entropies[rows], mask[rows], 0.2, {}) for rows in rows_of_ranks(ranks)]
+    arguments = [(advantages[rows], entropies[rows], mask[rows], 0.2, {}) for rows in ranks.rows()]
     assert torch.equal(torch.cat(ranks.run(tokens, arguments)), want)
 
 
@@ -150,7 +134,7 @@ def rollouts(rewards: torch.Tensor, k: int, options: dict[str, Any]) -> morlfast
 def test_ranks_select_the_rollouts_that_one_rank_selects(ranks, case):
     rewards, k, shared, rowwise = ROLLOUTS[case]
     want = morlfast.select_rollouts(rewards, k, **shared, **rowwise)
-    own = rows_of_ranks(ranks)
+    own = ranks.rows()
     arguments = [(rewards[rows], k, {**shared, **{name: v[rows] for name, v in rowwise.items()}}) for rows in own]
     answers = ranks.run(rollouts, arguments)
     assert torch.equal(torch.cat([answer.mask for answer in answers]), want.mask)
@@ -173,7 +157,7 @@ def test_ranks_draw_what_one_rank_draws(ranks, method):
     )
     arguments = [
         (normal(N)[rows], 2, 3 + rank, {"group_ids": LABELS[rows], "method": method})
-        for rank, rows in enumerate(rows_of_ranks(ranks))
+        for rank, rows in enumerate(ranks.rows())
     ]
     assert torch.equal(torch.cat([answer.mask for answer in ranks.run(draw, arguments)]), want.mask)
 
@@ -191,7 +175,7 @@ def test_groups_have_variance_over_ranks(ranks, shape, options):
     assert 0 < len(want.indices) < N
     arguments = [
         (rewards[rows], {name: own if name == "group_size" else own[rows] for name, own in options.items()})
-        for rows in rows_of_ranks(ranks)
+        for rows in ranks.rows()
     ]
     assert torch.equal(torch.cat([answer.mask for answer in ranks.run(with_variance, arguments)]), want.mask)
 
@@ -217,7 +201,7 @@ def test_offsets_name_rows_of_one_rank_only(ranks):
 
 def test_group_size_divides_the_rows_of_all_ranks(ranks):
     options = {"scope": "group", "group_size": 5}
-    arguments = [(normal(N)[rows], normal(N, T)[rows], MASK[rows], 0.5, options) for rows in rows_of_ranks(ranks)]
+    arguments = [(normal(N)[rows], normal(N, T)[rows], MASK[rows], 0.5, options) for rows in ranks.rows()]
     for answer in ranks.run_to_errors(tokens, arguments):
         with pytest.raises(ValueError, match="group_size: expected a positive divisor of the 12 rollouts, got 5"):
             raise answer

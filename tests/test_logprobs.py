@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -631,13 +630,6 @@ def test_threads_change_nothing() -> None:
 
 CUTS = {2: [0, 5, 24], 4: [0, 1, 12, 18, 24]}
 V = 24
-
-
-@pytest.fixture(scope="module", params=CUTS, ids=lambda world: f"{world} ranks")
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    group = Ranks(request.param, tmp_path_factory.mktemp("store"))
-    yield group
-    group.stop()
 
 
 def of_slice(logits: Tensor, tokens: Tensor, g: Tensor, h: Tensor, **options: Any) -> list[Tensor]:
